@@ -1,0 +1,1 @@
+"""The HTTP routes that stand beside KServe's own."""

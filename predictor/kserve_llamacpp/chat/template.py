@@ -1,0 +1,115 @@
+"""The model's own chat template, rendered in a sandbox."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Any, NoReturn
+
+import jinja2
+import jinja2.sandbox
+
+from openai_protocol.errors import ErrorCode, InvalidRequest
+from openai_protocol.requests import Message
+
+
+class ChatTemplate:
+    """Turns messages into a prompt; owner: the model. Source: Hugging Face's chat templates.
+
+    The environment is theirs (trimmed blocks, loop controls, `raise_exception`, `strftime_now`,
+    `tojson` without escapes), for templates are written against it.
+    """
+
+    def __init__(self, source: str, bos_token: str, eos_token: str) -> None:
+        """Compile a template; raises ValueError when it is not one."""
+        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.filters["tojson"] = _tojson
+        environment.globals["raise_exception"] = _raise_exception
+        environment.globals["strftime_now"] = _strftime_now
+        self._bos_token = bos_token
+        self._eos_token = eos_token
+        try:
+            self._template = environment.from_string(source)
+        except jinja2.TemplateError as error:
+            raise ValueError(f"the chat template cannot be compiled: {error}") from error
+
+    def render(self, messages: list[Message]) -> str:
+        """Return the prompt that makes the model answer as the assistant.
+
+        Raises InvalidRequest for what the template refuses, or what is not text.
+        """
+        try:
+            return self._template.render(
+                messages=[_as_dict(message, at) for at, message in enumerate(messages)],
+                add_generation_prompt=True,
+                bos_token=self._bos_token,
+                eos_token=self._eos_token,
+                tools=None,
+            )
+        except InvalidRequest:
+            raise
+        except _Refusal as error:
+            raise InvalidRequest(
+                f"The model's chat template refuses these messages: {error}",
+                param="messages",
+                code=ErrorCode.CHAT_TEMPLATE_FAILED,
+            ) from None
+        except Exception:  # a template is a program of strangers: whatever it raises, it failed
+            raise InvalidRequest(
+                "The model's chat template cannot render these messages.",
+                param="messages",
+                code=ErrorCode.CHAT_TEMPLATE_FAILED,
+            ) from None
+
+
+class _Refusal(Exception):
+    """What a template raised by itself, in its own words."""
+
+
+def _as_dict(message: Message, at: int) -> dict[str, Any]:
+    role = "system" if message.role == "developer" else message.role
+    if message.role in ("tool", "function") or (message.model_extra or {}).get("tool_calls"):
+        raise InvalidRequest(
+            "Tool calls are not supported by this model server.",
+            param=f"messages[{at}]",
+            code=ErrorCode.UNSUPPORTED_VALUE,
+        )
+    return {"role": role, "content": _text(message, at)}
+
+
+def _text(message: Message, at: int) -> str:
+    if message.content is None:
+        return ""
+    if isinstance(message.content, str):
+        return message.content
+    texts = []
+    for part_at, part in enumerate(message.content):
+        where = f"messages[{at}].content[{part_at}]"
+        if part.type != "text":
+            raise InvalidRequest(
+                f"Content of type '{part.type[:64]}' is not supported: this model takes text.",
+                param=f"{where}.type",
+                code=ErrorCode.UNSUPPORTED_VALUE,
+            )
+        if part.text is None:
+            raise InvalidRequest(
+                f"Missing required parameter: '{where}.text'.",
+                param=f"{where}.text",
+                code=ErrorCode.MISSING_REQUIRED_PARAMETER,
+            )
+        texts.append(part.text)
+    return "".join(texts)
+
+
+def _tojson(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise _Refusal(str(message)[:512])
+
+
+def _strftime_now(format: str) -> str:
+    return datetime.now().strftime(format)  # noqa: DTZ005 - templates ask for the local date

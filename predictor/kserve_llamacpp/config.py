@@ -1,0 +1,194 @@
+"""The predictor's settings: one frozen object, made from flags, checked before anything starts."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from kserve_llamacpp import cgroup
+from kserve_llamacpp.errors import ConfigurationError, ModelFileError
+from kserve_llamacpp.logging import LOG_FORMATS, LOG_LEVELS
+
+GGUF_MAGIC = b"GGUF"
+MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the predictor was told; each field is the flag of the same name."""
+
+    model_name: str
+    model_path: Path
+    http_host: str
+    http_port: int
+    n_ctx: int
+    n_batch: int
+    n_threads: int
+    n_gpu_layers: int
+    max_sequences: int
+    max_waiting: int
+    max_body_bytes: int
+    max_engine_restarts: int
+    chat_template: str | None
+    drain_delay_seconds: float
+    grace_seconds: float
+    log_level: str
+    log_format: str
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the predictor's own flags, which stand beside KServe's."""
+    group = parser.add_argument_group("llama.cpp predictor")
+    add = group.add_argument
+    add("--model_dir", default="/mnt/models", help="A GGUF file, or a folder that holds one.")
+    add("--http_host", default="0.0.0.0", help="The address that the HTTP server listens on.")  # noqa: S104 - a pod's port must be reachable
+    add(
+        "--n_ctx",
+        type=int,
+        default=0,
+        help="Tokens in the KV cache, shared by all sequences. 0: what the model was trained for "
+        "times --max_sequences, at most 16384, and no more than fits into the memory.",
+    )
+    add("--n_batch", type=int, default=512, help="Tokens that one step computes at most.")
+    add("--n_threads", type=int, default=0, help="Threads. 0: the CPUs of the cgroup's quota.")
+    add(
+        "--n_gpu_layers",
+        type=int,
+        default=-1,
+        help="Layers to offload, -1 for all. Without a GPU build it has no effect.",
+    )
+    add("--max_sequences", type=int, default=8, help="Requests that are decoded together.")
+    add("--max_waiting", type=int, default=128, help="Requests that may wait; more get 429.")
+    add("--max_body_bytes", type=int, default=8 << 20, help="Largest request body; more gets 413.")
+    add(
+        "--max_engine_restarts",
+        type=int,
+        default=5,
+        help="Engine deaths within five minutes after which the model stays not ready.",
+    )
+    add("--chat_template", default=None, help="A file with a Jinja template, for the GGUF's own.")
+    add(
+        "--drain_delay_seconds",
+        type=float,
+        default=5.0,
+        help="After SIGTERM: how long to go on accepting while not ready.",
+    )
+    add(
+        "--grace_seconds",
+        type=float,
+        default=30.0,
+        help="After the drain delay: how long running requests may take.",
+    )
+    add("--log_level", default="info", choices=LOG_LEVELS, help="The least level that is logged.")
+    add("--log_format", default="auto", choices=LOG_FORMATS, help="auto: pretty on a terminal.")
+
+
+def read_config(args: argparse.Namespace) -> Config:
+    """Check the flags and find the model file.
+
+    Raises ConfigurationError or ModelFileError, whose texts name the flag.
+    """
+    for name, least in _LEAST.items():
+        value = getattr(args, name)
+        if value < least:
+            raise ConfigurationError(f"--{name} is {value}, but must be at least {least}")
+    if args.max_sequences > MAX_SEQUENCES:
+        raise ConfigurationError(
+            f"--max_sequences is {args.max_sequences}, but llama.cpp takes {MAX_SEQUENCES} at most"
+        )
+    if not 0 <= args.http_port <= 65535:
+        raise ConfigurationError(f"--http_port is {args.http_port}, but must be 0 to 65535")
+    if args.workers != 1:
+        raise ConfigurationError(
+            f"--workers is {args.workers}, but must be 1: the engine is a process of its own, "
+            "and one server process feeds it"
+        )
+    if 0 < args.n_ctx < args.max_sequences:
+        raise ConfigurationError(
+            f"--n_ctx is {args.n_ctx}, less than --max_sequences ({args.max_sequences}): "
+            "each sequence needs room in the KV cache"
+        )
+    if args.n_batch < args.max_sequences:
+        raise ConfigurationError(
+            f"--n_batch is {args.n_batch}, less than --max_sequences ({args.max_sequences}): "
+            "a step takes one token of each sequence"
+        )
+    return Config(
+        model_name=args.model_name,
+        model_path=find_model(Path(args.model_dir)),
+        http_host=args.http_host,
+        http_port=args.http_port,
+        n_ctx=args.n_ctx,
+        n_batch=args.n_batch,
+        n_threads=args.n_threads or cgroup.num_cpus(),
+        n_gpu_layers=args.n_gpu_layers,
+        max_sequences=args.max_sequences,
+        max_waiting=args.max_waiting,
+        max_body_bytes=args.max_body_bytes,
+        max_engine_restarts=args.max_engine_restarts,
+        chat_template=_read_template(args.chat_template),
+        drain_delay_seconds=args.drain_delay_seconds,
+        grace_seconds=args.grace_seconds,
+        log_level=args.log_level,
+        log_format=args.log_format,
+    )
+
+
+_LEAST = {
+    "n_ctx": 0,
+    "n_batch": 1,
+    "n_threads": 0,
+    "n_gpu_layers": -1,
+    "max_sequences": 1,
+    "max_waiting": 0,
+    "max_body_bytes": 1,
+    "max_engine_restarts": 0,
+    "drain_delay_seconds": 0,
+    "grace_seconds": 0,
+}
+
+
+def find_model(place: Path) -> Path:
+    """Return the GGUF file at a path, or the only one in a folder (the first part of a split one).
+
+    Raises ModelFileError that says what is there instead.
+    """
+    if place.is_dir():
+        files = sorted(place.rglob("*.gguf"))
+        first_parts = [f for f in files if "-of-" not in f.name or "-00001-of-" in f.name]
+        if not first_parts:
+            raise ModelFileError(
+                f"--model_dir: no *.gguf file in {place}: put one there, or name the file itself"
+            )
+        if len(first_parts) > 1:
+            names = ", ".join(str(f.relative_to(place)) for f in first_parts[:5])
+            raise ModelFileError(
+                f"--model_dir: several GGUF files in {place} ({names}): name the one to serve"
+            )
+        place = first_parts[0]
+    try:
+        with place.open("rb") as file:
+            magic = file.read(len(GGUF_MAGIC))
+    except FileNotFoundError:
+        raise ModelFileError(
+            f"--model_dir: there is no file or folder {place}: check the path, and that the "
+            "volume is mounted"
+        ) from None
+    except OSError as error:
+        raise ModelFileError(f"--model_dir: cannot read {place}: {error.strerror}") from None
+    if magic != GGUF_MAGIC:
+        raise ModelFileError(
+            f"--model_dir: {place} is not a GGUF file (it does not begin with 'GGUF'): convert the "
+            "model, or check that the download is complete"
+        )
+    return place
+
+
+def _read_template(path: str | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"--chat_template: cannot read {path}: {error}") from None

@@ -1,0 +1,380 @@
+"""The server's side of the engine: submits, streams, cancels, restarts and resumes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from enum import Enum
+from typing import Protocol
+
+import structlog
+
+from kserve_llamacpp.engine.frames import (
+    Cancel,
+    Fatal,
+    Hello,
+    Loading,
+    ModelFacts,
+    Output,
+    Rejected,
+    Report,
+    Started,
+    Stats,
+    Step,
+    Submit,
+)
+from kserve_llamacpp.engine.generation import Generation, Request
+from kserve_llamacpp.engine.process import EngineProcess, Restarts
+from openai_protocol.errors import (
+    ApiError,
+    ErrorCode,
+    InternalError,
+    InvalidRequest,
+    RateLimited,
+    Unavailable,
+)
+
+_SUSPECT_DEATHS = 2  # so many engines in a row died under a request: it is tried once alone
+_KILLED_WHILE_LOADING = (
+    "the engine was killed (SIGKILL) while it loaded the model, most likely because the container "
+    "ran out of memory: give it more memory, lower --n_ctx, or choose a smaller model"
+)
+_REJECTIONS = {
+    "context_length": ErrorCode.CONTEXT_LENGTH_EXCEEDED,
+    "empty_prompt": ErrorCode.EMPTY_PROMPT,
+    "token_out_of_range": ErrorCode.INVALID_VALUE,
+}
+
+
+class EngineState(Enum):
+    """Where the engine's process stands; only READY answers."""
+
+    LOADING = "loading"
+    READY = "ready"
+    RESTARTING = "restarting"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+class EngineObserver(Protocol):
+    """Is told how the engine's process fares; must not block nor raise."""
+
+    def state_changed(self, state: EngineState) -> None:
+        """The engine's process has changed its state."""
+
+    def loading(self, fraction: float) -> None:
+        """So much of the model is loaded, 0 to 1."""
+
+    def engine_died(self, exit_status: int | None) -> None:
+        """The engine's process ended by itself."""
+
+
+class RequestObserver(Protocol):
+    """Is told how requests fare, at every step; must not block nor raise."""
+
+    def stepped(self, stats: Stats) -> None:
+        """The engine finished a step."""
+
+    def request_started(self, queue_seconds: float) -> None:
+        """A request left the queue."""
+
+    def first_token(self, seconds: float) -> None:
+        """A request got its first token, so long after it came."""
+
+    def next_token(self, seconds: float) -> None:
+        """A request got a later token, so long after the one before."""
+
+    def request_ended(self, reason: str, seconds: float) -> None:
+        """A request ended: `stop`, `length`, `abort` or `error`."""
+
+
+class EngineClient:
+    """Owns the engine's process and every running request; owner: the server's event loop.
+
+    A request is waiting (in `_held` or in the engine's queue) until it has started. When the
+    process dies, all are submitted to the next one with the tokens they have.
+    """
+
+    def __init__(
+        self,
+        process: EngineProcess,
+        restarts: Restarts,
+        max_waiting: int,
+        observer: EngineObserver,
+        requests: RequestObserver,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """`max_waiting` bounds the requests that have not started."""
+        self._process = process
+        self._restarts = restarts
+        self._max_waiting = max_waiting
+        self._observer = observer
+        self._requests = requests
+        self._now = clock
+        self._sleep = sleep
+        self._log = structlog.get_logger("engine.client")
+        self._state = EngineState.LOADING
+        self._facts: ModelFacts | None = None
+        self._fatal: Fatal | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._settled = asyncio.Event()
+        self._active: dict[int, Generation] = {}
+        self._held: deque[Generation] = deque()  # waits for an engine, or for a suspect's end
+        self._suspect: Generation | None = None
+        self._next_id = 1
+        self._became_idle = asyncio.Event()
+
+    @property
+    def state(self) -> EngineState:
+        """Where the engine stands."""
+        return self._state
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a request would be answered now."""
+        return self._state is EngineState.READY
+
+    @property
+    def facts(self) -> ModelFacts | None:
+        """What is known of the model, once it was loaded."""
+        return self._facts
+
+    @property
+    def fatal(self) -> Fatal | None:
+        """Why the engine cannot start, if it said so."""
+        return self._fatal
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of the running engine."""
+        return self._process.pid
+
+    @property
+    def num_waiting(self) -> int:
+        """How many requests have not started."""
+        return sum(g.prompt_tokens is None for g in self._active.values())
+
+    @property
+    def num_running(self) -> int:
+        """How many requests have started and not ended."""
+        return len(self._active) - self.num_waiting
+
+    def start(self) -> None:
+        """Start the process; it is restarted until `stop`, or until the policy gives up."""
+        self._supervisor = asyncio.create_task(self._supervise(), name="engine-supervisor")
+
+    async def settled(self) -> None:
+        """Wait until the model is loaded, or will never be."""
+        await self._settled.wait()
+
+    async def stop(self) -> None:
+        """End the process; requests that still run fail."""
+        self._set_state(EngineState.STOPPED)
+        self.fail_all(_shutting_down())
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._supervisor
+        self._settled.set()
+
+    async def idle(self) -> None:
+        """Wait until no request runs or waits."""
+        while self._active:
+            self._became_idle.clear()
+            await self._became_idle.wait()
+
+    def fail_all(self, error: ApiError) -> None:
+        """End every request with this error."""
+        for generation in list(self._active.values()):
+            self._end(generation, error)
+
+    def submit(self, request: Request) -> Generation:
+        """Take a request; raises RateLimited when the queue is full, Unavailable when not ready."""
+        if self._state not in (EngineState.READY, EngineState.RESTARTING):
+            raise Unavailable("The model is not ready to answer requests.", retry_after_seconds=5.0)
+        if self.num_waiting >= self._max_waiting:
+            raise RateLimited(
+                "The queue is full. Please try again later.",
+                code=ErrorCode.QUEUE_FULL,
+                retry_after_seconds=1.0,
+            )
+        generation = Generation(self._next_id, request, self._now())
+        self._next_id += 1
+        self._active[generation.id] = generation
+        self._held.append(generation)
+        self._dispatch()
+        return generation
+
+    def cancel(self, generation: Generation) -> None:
+        """Drop a request, if it still runs; its sequence is freed before the engine's next step."""
+        if generation.is_ended:
+            return
+        self._leave(generation, "abort")
+        if generation in self._held:
+            self._held.remove(generation)
+        else:
+            self._process.send(Cancel(generation.id))
+        self._dispatch()
+
+    # -- the process ---------------------------------------------------------------------------
+
+    async def _supervise(self) -> None:
+        try:
+            while True:
+                status = await self._process.run(self._take)
+                if self._facts is None and status == -signal.SIGKILL and self._fatal is None:
+                    self._fatal = Fatal("out_of_memory", _KILLED_WHILE_LOADING)
+                if self._facts is None and self._fatal is not None:
+                    self._set_state(EngineState.FAILED)
+                    return
+                self._observer.engine_died(status)
+                delay = self._restarts.delay_after_death(self._now())
+                if delay is None:
+                    self._give_up()
+                    return
+                self._set_state(
+                    EngineState.LOADING if self._facts is None else EngineState.RESTARTING
+                )
+                self._requeue_all()
+                await self._sleep(delay)
+        except Exception:
+            self._log.exception("engine_supervisor_failed")
+            self._give_up()
+            raise
+        finally:
+            self._settled.set()
+
+    def _take(self, report: Report) -> None:
+        match report:
+            case Loading(fraction=fraction):
+                self._observer.loading(fraction)
+            case Hello(facts=facts):
+                self._facts = facts
+                self._set_state(EngineState.READY)
+                self._settled.set()
+                self._dispatch()
+            case Fatal():
+                self._fatal = report
+            case Step(events=events, stats=stats):
+                for event in events:
+                    self._apply(event)
+                self._requests.stepped(stats)
+
+    def _give_up(self) -> None:
+        self._set_state(EngineState.FAILED)
+        self.fail_all(Unavailable("The model's engine has failed.", code=ErrorCode.ENGINE_FAILED))
+
+    # -- requests ------------------------------------------------------------------------------
+
+    def _requeue_all(self) -> None:
+        """After a death: everything goes on from its tokens in the next engine, suspects alone."""
+        self._suspect = None
+        waiting_before = set(self._held)
+        for generation in self._active.values():
+            if generation not in waiting_before:
+                generation.num_deaths += 1
+        for generation in list(self._active.values()):
+            if generation.num_deaths > _SUSPECT_DEATHS:
+                self._end(
+                    generation,
+                    InternalError(
+                        "The model's engine failed several times under this request.",
+                        code=ErrorCode.ENGINE_FAILED,
+                    ),
+                )
+        self._held = deque(self._active.values())
+
+    def _dispatch(self) -> None:
+        """Submit what is held; while a suspect runs, it runs alone."""
+        if self._state is not EngineState.READY or self._suspect is not None:
+            return
+        suspects = [g for g in self._held if g.num_deaths >= _SUSPECT_DEATHS]
+        if suspects:
+            if len(self._active) == len(self._held):  # nothing else runs
+                self._suspect = suspects[0]
+                self._held.remove(self._suspect)
+                self._send_submit(self._suspect)
+            return
+        while self._held:
+            self._send_submit(self._held.popleft())
+
+    def _send_submit(self, generation: Generation) -> None:
+        request = generation.request
+        self._process.send(
+            Submit(
+                id=generation.id,
+                request_id=request.request_id,
+                prompt=request.prompt,
+                max_tokens=request.max_tokens,
+                sampling=request.sampling,
+                stops=request.stops,
+                resume=list(generation.tokens),
+                add_special=request.add_special,
+            )
+        )
+
+    def _apply(self, event: Started | Output | Rejected) -> None:
+        generation = self._active.get(event.id)
+        if generation is None:  # cancelled meanwhile
+            return
+        match event:
+            case Started(prompt_tokens=prompt_tokens):
+                if generation.prompt_tokens is None:  # else: started again after a death
+                    self._requests.request_started(self._now() - generation.came_at)
+                    generation.put_started(prompt_tokens)
+            case Output(finish_reason=finish_reason):
+                self._observe_tokens(generation)
+                generation.put(event)
+                if finish_reason is not None:
+                    self._leave(generation, finish_reason)
+                    self._dispatch()
+            case Rejected(reason=reason, message=message):
+                self._end(generation, _rejection(reason, message, generation.request.field))
+                self._dispatch()
+
+    def _observe_tokens(self, generation: Generation) -> None:
+        now = self._now()
+        if generation.last_token_at is None:
+            self._requests.first_token(now - generation.came_at)
+        else:
+            self._requests.next_token(now - generation.last_token_at)
+        generation.last_token_at = now
+
+    def _end(self, generation: Generation, error: ApiError) -> None:
+        if generation in self._held:
+            self._held.remove(generation)
+        elif self._state is EngineState.READY:
+            self._process.send(Cancel(generation.id))
+        self._leave(generation, "error")
+        generation.fail(error)
+
+    def _leave(self, generation: Generation, reason: str) -> None:
+        generation.is_ended = True
+        del self._active[generation.id]
+        if self._suspect is generation:
+            self._suspect = None
+        if not self._active:
+            self._became_idle.set()
+        self._requests.request_ended(reason, self._now() - generation.came_at)
+
+    def _set_state(self, state: EngineState) -> None:
+        if state is not self._state:
+            self._state = state
+            self._observer.state_changed(state)
+
+
+def _rejection(reason: str, message: str, field: str) -> ApiError:
+    if reason in _REJECTIONS:
+        return InvalidRequest(message, param=field, code=_REJECTIONS[reason])
+    return InternalError("The model failed on this request.", code=ErrorCode.ENGINE_FAILED)
+
+
+def _shutting_down() -> ApiError:
+    return Unavailable(
+        "The server is shutting down.", code=ErrorCode.SERVER_SHUTTING_DOWN, retry_after_seconds=1.0
+    )

@@ -1,0 +1,286 @@
+"""The loop's body: schedule, decode, sample, emit. Pure over a `Backend`; no clock, no I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from kserve_llamacpp.engine.frames import (
+    Event,
+    FinishReason,
+    Output,
+    Rejected,
+    SamplingParams,
+    Started,
+    Stats,
+    Step,
+    Submit,
+)
+from kserve_llamacpp.engine.scheduler import Chunk, Scheduler
+from kserve_llamacpp.engine.sequence import Sampler, Sequence
+
+
+class KVCacheFull(Exception):
+    """llama.cpp found no cells for a batch; the cache is as it was before."""
+
+
+class DecodeFailed(Exception):
+    """A batch failed inside llama.cpp; the cache's contents are unknown."""
+
+
+class LogitsNotFinite(Exception):
+    """The model computed NaN or infinity for a row; its sequence fails alone."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One token of a batch: where it goes, and whether its logits are wanted."""
+
+    token: int
+    position: int
+    slot: int
+    is_output: bool
+
+
+class Backend(Protocol):
+    """What the engine asks of a model; the real one is `LlamaBackend`."""
+
+    n_vocab: int
+    max_length: int  # the most tokens that one sequence may have, prompt included
+
+    def tokenize(self, text: str, add_special: bool) -> list[int]:
+        """Return the token ids of a text; its special tokens are recognised."""
+        ...
+
+    def piece(self, token: int) -> bytes:
+        """Return a token's bytes; none for a control token."""
+        ...
+
+    def is_end(self, token: int) -> bool:
+        """Whether the token ends generation."""
+        ...
+
+    def decode(self, rows: list[Row]) -> None:
+        """Compute a batch; raises KVCacheFull or DecodeFailed."""
+        ...
+
+    def sampler(self, params: SamplingParams, prompt: list[int]) -> Sampler:
+        """Make a sampler that draws from the batch computed last."""
+        ...
+
+    def drop(self, slot: int) -> None:
+        """Free all cells of a slot."""
+        ...
+
+
+class Engine:
+    """Runs sequences over one model; owner: the engine process, one thread.
+
+    Invariant: between two calls, every event that happened has been returned.
+    """
+
+    def __init__(self, backend: Backend, scheduler: Scheduler) -> None:
+        self._backend = backend
+        self._scheduler = scheduler
+        self._sequences: dict[int, Sequence] = {}
+        self._events: list[Event] = []
+        self._steps = 0
+        self._prefill_tokens = 0
+        self._decode_tokens = 0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do something or has something to tell."""
+        return bool(self._events) or self._scheduler.has_work
+
+    def submit(self, request: Submit) -> None:
+        """Take a request into the queue, or refuse it with an event."""
+        prompt = self._prompt_tokens(request)
+        if prompt is None:
+            return
+        sequence = Sequence(
+            id=request.id,
+            request_id=request.request_id,
+            prompt=prompt,
+            max_tokens=self._token_limit(prompt, request),
+            sampling=request.sampling,
+            stops=request.stops,
+            resume=request.resume,
+        )
+        sequence.sampler = self._backend.sampler(request.sampling, prompt)
+        for token in request.resume:  # the text of these was sent by an earlier engine
+            sequence.text.feed(self._backend.piece(token))
+            sequence.sampler.accept(token)
+        self._sequences[sequence.id] = sequence
+        self._scheduler.add(sequence)
+
+    def cancel(self, id: int) -> None:
+        """Drop a sequence and its cells now; nothing more is told of it."""
+        sequence = self._sequences.get(id)
+        if sequence is not None:
+            self._release(sequence)
+
+    def step(self) -> Step:
+        """Schedule, decode, sample, emit: one token for every sequence that can have one.
+
+        Raises DecodeFailed when the model is in an unknown state.
+        """
+        chunks, preempted = self._scheduler.schedule()
+        for sequence in preempted:
+            self._preempt(sequence)
+        if chunks:
+            self._announce(chunks)
+            computed = self._decode(chunks)
+            self._emit(self._sample(computed))
+            self._steps += 1
+        return Step(events=self._take_events(), stats=self._take_stats())
+
+    def _prompt_tokens(self, request: Submit) -> list[int] | None:
+        if isinstance(request.prompt, str):
+            tokens = self._backend.tokenize(request.prompt, request.add_special)
+        else:
+            tokens = request.prompt
+            if any(token >= self._backend.n_vocab for token in tokens):
+                self._reject(
+                    request.id,
+                    "token_out_of_range",
+                    f"a token id is not below the vocabulary's size, {self._backend.n_vocab}",
+                )
+                return None
+        if not tokens:
+            self._reject(request.id, "empty_prompt", "the prompt has no tokens")
+            return None
+        longest = self._backend.max_length
+        if len(tokens) >= longest:
+            self._reject(
+                request.id,
+                "context_length",
+                f"This model's maximum context length is {longest} tokens. "
+                f"However, your prompt has {len(tokens)} tokens. "
+                "Please reduce its length, and leave room for the answer.",
+            )
+            return None
+        return tokens
+
+    def _token_limit(self, prompt: list[int], request: Submit) -> int:
+        room = self._backend.max_length - len(prompt)
+        return room if request.max_tokens is None else min(room, request.max_tokens)
+
+    def _reject(self, id: int, reason: str, message: str) -> None:
+        self._events.append(Rejected(id=id, reason=reason, message=message))  # type: ignore[arg-type]  # literals at every call
+
+    def _announce(self, chunks: list[Chunk]) -> None:
+        for chunk in chunks:
+            sequence = chunk.sequence
+            if not sequence.is_announced:
+                sequence.is_announced = True
+                self._events.append(Started(id=sequence.id, prompt_tokens=sequence.num_prompt))
+
+    def _decode(self, chunks: list[Chunk]) -> list[tuple[Chunk, int]]:
+        """Compute the chunks; return each that was computed with its last row in the batch."""
+        while chunks:
+            rows: list[Row] = []
+            ends: list[tuple[Chunk, int]] = []
+            for chunk in chunks:
+                rows += _rows(chunk)
+                ends.append((chunk, len(rows) - 1))
+            try:
+                self._backend.decode(rows)
+            except KVCacheFull:
+                chunks = self._shrink(chunks)
+                continue
+            return ends
+        return []
+
+    def _shrink(self, chunks: list[Chunk]) -> list[Chunk]:
+        """Preempt the youngest sequence, because llama.cpp found less room than was counted."""
+        victim = self._scheduler.preempt_youngest()
+        if victim is None:
+            raise DecodeFailed("no cells for a sequence that is alone in the cache")
+        self._preempt(victim)
+        return [chunk for chunk in chunks if chunk.sequence is not victim]
+
+    def _preempt(self, sequence: Sequence) -> None:
+        if sequence.slot is not None:
+            self._backend.drop(sequence.slot)
+        self._scheduler.requeue(sequence)
+
+    def _sample(self, computed: list[tuple[Chunk, int]]) -> list[tuple[Sequence, int]]:
+        """Draw a token for every sequence whose last token was computed."""
+        drawn = []
+        for chunk, row in computed:
+            sequence = chunk.sequence
+            can_draw = chunk.is_last
+            if sequence.is_decoding:
+                self._decode_tokens += 1
+            else:
+                self._prefill_tokens += chunk.count
+            self._scheduler.computed(chunk)
+            if not can_draw or sequence.sampler is None:
+                continue
+            try:
+                drawn.append((sequence, sequence.sampler.sample(row, sequence.num_generated)))
+            except LogitsNotFinite:
+                self._reject(sequence.id, "failed", "the model computed no finite logits")
+                self._release(sequence)
+        return drawn
+
+    def _emit(self, drawn: list[tuple[Sequence, int]]) -> None:
+        for sequence, token in drawn:
+            sequence.tokens.append(token)
+            is_end = self._backend.is_end(token)
+            text = "" if is_end else sequence.text.feed(self._backend.piece(token))
+            reason: FinishReason | None = None
+            if is_end or sequence.text.stopped:
+                reason = "stop"
+            elif sequence.num_generated >= sequence.max_tokens:
+                reason = "length"
+            if reason is not None:
+                text += sequence.text.flush()
+                if sequence.text.stopped:  # the held-back end completed a stop string
+                    reason = "stop"
+            self._events.append(
+                Output(id=sequence.id, tokens=[token], text=text, finish_reason=reason)
+            )
+            if reason is not None:
+                self._release(sequence)
+
+    def _release(self, sequence: Sequence) -> None:
+        slot = self._scheduler.finish(sequence)
+        if slot is not None:
+            self._backend.drop(slot)
+        if sequence.sampler is not None:
+            sequence.sampler.close()
+            sequence.sampler = None
+        del self._sequences[sequence.id]
+
+    def _take_events(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
+
+    def _take_stats(self) -> Stats:
+        scheduler = self._scheduler
+        stats = Stats(
+            running=scheduler.num_running,
+            waiting=scheduler.num_waiting,
+            cells_used=scheduler.num_cells_used,
+            cells_total=scheduler.limits.num_cells,
+            steps=self._steps,
+            prefill_tokens=self._prefill_tokens,
+            decode_tokens=self._decode_tokens,
+            preemptions=scheduler.num_preemptions,
+        )
+        self._steps = self._prefill_tokens = self._decode_tokens = 0
+        scheduler.num_preemptions = 0
+        return stats
+
+
+def _rows(chunk: Chunk) -> list[Row]:
+    sequence = chunk.sequence
+    assert sequence.slot is not None
+    start = sequence.num_computed
+    end = start + chunk.count
+    return [
+        Row(sequence.tokens[at], at, sequence.slot, chunk.is_last and at == end - 1)
+        for at in range(start, end)
+    ]

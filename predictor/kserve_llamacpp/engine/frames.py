@@ -1,0 +1,189 @@
+"""The frames that server and engine exchange: their shapes, and how they travel.
+
+A frame is four bytes of length (big endian) and that many bytes of msgpack.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Literal
+
+import msgspec
+
+MAX_FRAME_BYTES = 256 * 1024 * 1024
+_LENGTH = struct.Struct(">I")
+
+FinishReason = Literal["stop", "length"]
+RejectReason = Literal["context_length", "empty_prompt", "token_out_of_range", "failed"]
+FatalReason = Literal["model_file", "out_of_memory", "configuration"]
+
+
+class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How tokens are drawn; `temperature` 0 is greedy."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    seed: int = 0
+
+
+class Submit(msgspec.Struct, tag=True, frozen=True, omit_defaults=True):
+    """Start a sequence; `resume` holds the tokens that an earlier engine has generated for it."""
+
+    id: int
+    request_id: str
+    prompt: str | list[int]
+    max_tokens: int | None
+    sampling: SamplingParams
+    stops: list[str] = []
+    resume: list[int] = []
+    add_special: bool = True
+
+
+class Cancel(msgspec.Struct, tag=True, frozen=True):
+    """Drop a sequence; unknown ids are ignored, for it may just have finished."""
+
+    id: int
+
+
+class ModelFacts(msgspec.Struct, frozen=True):
+    """What the server must know of the loaded model."""
+
+    description: str
+    architecture: str
+    num_parameters: int
+    size_bytes: int
+    n_vocab: int
+    n_ctx: int
+    n_ctx_train: int
+    max_sequences: int
+    chat_template: str | None
+    bos_token: str
+    eos_token: str
+    fingerprint: str
+    build: str
+
+
+class Loading(msgspec.Struct, tag=True, frozen=True):
+    """How much of the model is loaded, 0 to 1."""
+
+    fraction: float
+
+
+class Hello(msgspec.Struct, tag=True, frozen=True):
+    """The model is loaded; the engine takes requests from now on."""
+
+    facts: ModelFacts
+
+
+class Fatal(msgspec.Struct, tag=True, frozen=True):
+    """The engine cannot start, and a restart would not help."""
+
+    reason: FatalReason
+    message: str
+
+
+class Started(msgspec.Struct, tag=True, frozen=True):
+    """A sequence has left the queue; `prompt_tokens` counts its prompt."""
+
+    id: int
+    prompt_tokens: int
+
+
+class Output(msgspec.Struct, tag=True, frozen=True, omit_defaults=True):
+    """What one step gave one sequence: tokens, the text that became certain, maybe the end."""
+
+    id: int
+    tokens: list[int]
+    text: str = ""
+    finish_reason: FinishReason | None = None
+
+
+class Rejected(msgspec.Struct, tag=True, frozen=True):
+    """A sequence that the engine refuses, or that failed alone."""
+
+    id: int
+    reason: RejectReason
+    message: str
+
+
+class Stats(msgspec.Struct, frozen=True):
+    """The engine's state after a step; counters are deltas since the last frame."""
+
+    running: int
+    waiting: int
+    cells_used: int
+    cells_total: int
+    steps: int = 0
+    prefill_tokens: int = 0
+    decode_tokens: int = 0
+    preemptions: int = 0
+
+
+class Step(msgspec.Struct, tag=True, frozen=True):
+    """All that one step did, for every sequence at once."""
+
+    events: list[Started | Output | Rejected]
+    stats: Stats
+
+
+Command = Submit | Cancel
+Event = Started | Output | Rejected
+Report = Loading | Hello | Fatal | Step
+
+_encoder = msgspec.msgpack.Encoder()
+_command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
+_report_decoder: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Report)
+
+
+def encode(frame: Command | Report) -> bytes:
+    """Return a frame's bytes, length first.
+
+    Raises ValueError for a frame over MAX_FRAME_BYTES.
+    """
+    payload = _encoder.encode(frame)
+    if len(payload) > MAX_FRAME_BYTES:
+        raise ValueError(f"a frame of {len(payload)} bytes is over the limit")
+    return _LENGTH.pack(len(payload)) + payload
+
+
+class FrameReader:
+    """Cuts a byte stream into frames' payloads; owner: one end of the socket."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Take bytes, return the payloads that are whole.
+
+        Raises ValueError when a length is over MAX_FRAME_BYTES.
+        """
+        self._buffer += data
+        payloads = []
+        start = 0
+        while len(self._buffer) - start >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._buffer, start)
+            if length > MAX_FRAME_BYTES:
+                raise ValueError(f"a frame of {length} bytes is over the limit")
+            end = start + _LENGTH.size + length
+            if len(self._buffer) < end:
+                break
+            payloads.append(bytes(self._buffer[start + _LENGTH.size : end]))
+            start = end
+        del self._buffer[:start]
+        return payloads
+
+
+def decode_command(payload: bytes) -> Command:
+    """Read what the server sent; raises msgspec.DecodeError."""
+    return _command_decoder.decode(payload)
+
+
+def decode_report(payload: bytes) -> Report:
+    """Read what the engine sent; raises msgspec.DecodeError."""
+    return _report_decoder.decode(payload)

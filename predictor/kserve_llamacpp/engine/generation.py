@@ -1,0 +1,106 @@
+"""A running request, as the server sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from kserve_llamacpp.engine.frames import FinishReason, Output, SamplingParams
+from openai_protocol.errors import ApiError
+
+
+@dataclass
+class Request:
+    """What the server asks of the engine for one choice; `field` is the prompt's in its body."""
+
+    request_id: str
+    prompt: str | list[int]
+    max_tokens: int | None
+    sampling: SamplingParams
+    stops: list[str] = dataclasses.field(default_factory=list)
+    add_special: bool = True
+    field: str = "prompt"
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What one or several steps gave a request; the last one has a finish reason."""
+
+    text: str
+    num_tokens: int
+    finish_reason: FinishReason | None
+
+
+class Generation:
+    """What has come for a request, and what is to be told; owner: the client that made it.
+
+    Invariant: `tokens` are those whose text was put into the deltas, so that a new engine can go
+    on from them.
+    """
+
+    def __init__(self, id: int, request: Request, came_at: float) -> None:
+        self.id = id
+        self.request = request
+        self.came_at = came_at
+        self.tokens: list[int] = []
+        self.prompt_tokens: int | None = None
+        self.num_deaths = 0
+        self.last_token_at: float | None = None
+        self._pending: deque[Delta] = deque()
+        self._error: ApiError | None = None
+        self._changed = asyncio.Event()
+        self.is_ended = False
+
+    async def started(self) -> int:
+        """Wait until the request has left the queue; return its prompt's length in tokens.
+
+        Raises ApiError when the engine refuses it.
+        """
+        while self.prompt_tokens is None and self._error is None:
+            await self._wait()
+        if self._error is not None and not self._pending:
+            raise self._error
+        assert self.prompt_tokens is not None
+        return self.prompt_tokens
+
+    async def deltas(self) -> AsyncIterator[Delta]:
+        """Yield what comes, several steps at once when the reader is slow; raises ApiError."""
+        while True:
+            while not self._pending:
+                if self._error is not None:
+                    raise self._error
+                await self._wait()
+            delta = self._take()
+            yield delta
+            if delta.finish_reason is not None:
+                return
+
+    def _take(self) -> Delta:
+        text = "".join(delta.text for delta in self._pending)
+        num_tokens = sum(delta.num_tokens for delta in self._pending)
+        finish_reason = self._pending[-1].finish_reason
+        self._pending.clear()
+        return Delta(text, num_tokens, finish_reason)
+
+    async def _wait(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
+
+    def put_started(self, prompt_tokens: int) -> None:
+        """Take note that the engine has begun with the prompt."""
+        self.prompt_tokens = prompt_tokens
+        self._changed.set()
+
+    def put(self, output: Output) -> None:
+        """Take what a step gave."""
+        self.tokens += output.tokens
+        self._pending.append(Delta(output.text, len(output.tokens), output.finish_reason))
+        self._changed.set()
+
+    def fail(self, error: ApiError) -> None:
+        """End the request with an error, after what came before it."""
+        self._error = error
+        self._changed.set()

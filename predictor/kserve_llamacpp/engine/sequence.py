@@ -1,0 +1,80 @@
+"""One request inside the engine: its tokens, and how far they are computed."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Protocol
+
+from kserve_llamacpp.engine.detokenizer import Detokenizer
+from kserve_llamacpp.engine.frames import SamplingParams
+
+
+class Sampler(Protocol):
+    """Draws the next token of one sequence; owner: its sequence."""
+
+    def sample(self, row: int, position: int) -> int:
+        """Draw from the logits of batch row `row`; `position` counts generated tokens from 0."""
+        ...
+
+    def accept(self, token: int) -> None:
+        """Take note of a token that was drawn before (a replay)."""
+        ...
+
+    def close(self) -> None:
+        """Free what the sampler holds."""
+        ...
+
+
+class State(Enum):
+    """Where a sequence stands."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class Sequence:
+    """A request's tokens and progress; owner: the scheduler (state), the engine (text, sampler).
+
+    Invariants: `tokens` is the prompt and then what was generated; `num_computed` of them are in
+    the KV cache, fewer than there are tokens; only a running sequence has a slot and cells.
+    """
+
+    def __init__(
+        self,
+        id: int,
+        request_id: str,
+        prompt: list[int],
+        max_tokens: int,
+        sampling: SamplingParams,
+        stops: list[str],
+        resume: list[int],
+    ) -> None:
+        self.id = id
+        self.request_id = request_id
+        self.tokens = prompt + resume
+        self.num_prompt = len(prompt)
+        self.num_replayed = len(resume)
+        self.max_tokens = max_tokens
+        self.sampling = sampling
+        self.text = Detokenizer(stops)
+        self.sampler: Sampler | None = None
+        self.state = State.WAITING
+        self.slot: int | None = None
+        self.num_computed = 0
+        self.is_announced = False
+
+    @property
+    def num_generated(self) -> int:
+        """How many tokens were generated."""
+        return len(self.tokens) - self.num_prompt
+
+    @property
+    def num_pending(self) -> int:
+        """How many tokens are still to be computed; 1 while decoding."""
+        return len(self.tokens) - self.num_computed
+
+    @property
+    def is_decoding(self) -> bool:
+        """Whether the next step computes just the token that was drawn last."""
+        return self.num_pending == 1 and self.num_computed > 0

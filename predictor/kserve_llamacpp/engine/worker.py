@@ -1,0 +1,177 @@
+"""The engine's process: reads commands, runs the loop, writes reports.
+
+Started as `python -m kserve_llamacpp.engine.worker FD OPTIONS`: FD is its end of a socket pair,
+OPTIONS a JSON object (`WorkerOptions`). It ignores SIGINT and SIGTERM, for the server decides when
+it ends: it leaves at once when the other end of the socket closes.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from kserve_llamacpp.engine.backend import LlamaBackend, LoadFailed, LoadOptions
+from kserve_llamacpp.engine.engine import DecodeFailed, Engine
+from kserve_llamacpp.engine.frames import (
+    Cancel,
+    Command,
+    Event,
+    Fatal,
+    FrameReader,
+    Hello,
+    Loading,
+    Output,
+    Rejected,
+    Report,
+    Submit,
+    decode_command,
+    encode,
+)
+from kserve_llamacpp.engine.scheduler import Limits, Scheduler
+from kserve_llamacpp.engine.worker_options import WorkerOptions
+from kserve_llamacpp.logging import configure_logging
+
+_READ_BYTES = 1 << 20
+EXIT_DECODE_FAILED = 70
+
+
+class Channel:
+    """The engine's end of the socket; owner: the main thread.
+
+    Reports are written whole before the loop goes on, so nothing piles up here: a server that
+    does not read makes the engine wait.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._reader = FrameReader()
+
+    def send(self, report: Report) -> None:
+        """Write a report; the process ends when nobody is there to read it."""
+        try:
+            self._sock.sendall(encode(report))
+        except OSError:
+            os._exit(0)
+
+    def receive(self, wait: bool) -> list[Command]:
+        """Return the commands that have come; with `wait`, until there is at least one."""
+        commands: list[Command] = []
+        while True:
+            timeout = None if wait and not commands else 0
+            if not select.select([self._sock], [], [], timeout)[0]:
+                return commands
+            data = self._sock.recv(_READ_BYTES)
+            if not data:
+                os._exit(0)
+            commands += [decode_command(payload) for payload in self._reader.feed(data)]
+
+
+class Worker:
+    """The loop around the engine; owner: the main thread."""
+
+    def __init__(self, channel: Channel, engine: Engine) -> None:
+        self._channel = channel
+        self._engine = engine
+        self._log = structlog.get_logger("engine")
+        self._request_ids: dict[int, str] = {}
+
+    def run(self) -> None:
+        """Serve until the socket closes; raises DecodeFailed when the model is lost."""
+        while True:
+            for command in self._channel.receive(wait=not self._engine.has_work):
+                self._apply(command)
+            step = self._engine.step()
+            for event in step.events:
+                self._note_end(event)
+            self._channel.send(step)
+
+    def _apply(self, command: Command) -> None:
+        match command:
+            case Submit():
+                self._request_ids[command.id] = command.request_id
+                self._log.debug(
+                    "sequence_submitted",
+                    request_id=command.request_id,
+                    replayed_tokens=len(command.resume),
+                )
+                self._engine.submit(command)
+            case Cancel():
+                self._engine.cancel(command.id)
+                self._note(command.id, "cancelled")
+
+    def _note_end(self, event: Event) -> None:
+        match event:
+            case Output(finish_reason=str(reason)):
+                self._note(event.id, reason)
+            case Rejected(reason=reason):
+                self._note(event.id, f"rejected: {reason}")
+
+    def _note(self, id: int, end: str) -> None:
+        request_id = self._request_ids.pop(id, None)
+        if request_id is not None:
+            self._log.debug("sequence_ended", request_id=request_id, end=end)
+
+
+def main(argv: list[str]) -> int:
+    """Load the model and serve; return the exit status."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sock = socket.socket(fileno=int(argv[1]))
+    options = msgspec.json.decode(argv[2], type=WorkerOptions)
+    configure_logging(options.log_level, options.log_format)
+    log = structlog.get_logger("engine")
+    _leave_with(sock)
+    channel = Channel(sock)
+    try:
+        backend = LlamaBackend(
+            LoadOptions(
+                model_path=Path(options.model_path),
+                n_ctx=options.n_ctx,
+                n_batch=options.n_batch,
+                n_threads=options.n_threads,
+                n_gpu_layers=options.n_gpu_layers,
+                max_sequences=options.max_sequences,
+            ),
+            on_progress=lambda fraction: channel.send(Loading(fraction)),
+            on_log=lambda level, line: getattr(log, level)("llama_cpp", line=line),
+        )
+    except LoadFailed as error:
+        channel.send(Fatal(reason=error.reason, message=str(error)))
+        return 1
+    limits = Limits(
+        num_cells=backend.n_ctx,
+        max_sequences=options.max_sequences,
+        step_tokens=options.n_batch,
+        prefill_tokens_beside_decode=options.prefill_tokens_beside_decode,
+    )
+    channel.send(Hello(backend.facts()))
+    try:
+        Worker(channel, Engine(backend, Scheduler(limits))).run()
+    except DecodeFailed as error:
+        log.error("decode_failed", error=str(error))
+        return EXIT_DECODE_FAILED
+    return 0
+
+
+def _leave_with(sock: socket.socket) -> None:
+    """End the process as soon as the other end closes, also in the middle of a step."""
+
+    def watch() -> None:
+        poll = select.poll()
+        poll.register(sock, select.POLLRDHUP)
+        poll.poll()
+        os._exit(0)
+
+    threading.Thread(target=watch, name="leave-with-server", daemon=True).start()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,137 @@
+"""What the predictor measures, for Prometheus; the only module that knows it.
+
+Names and buckets are vLLM's where it has the metric, for autoscalers and endpoint pickers read
+those; the rest begins with `kserve_llamacpp:`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client.registry import REGISTRY, CollectorRegistry
+
+from kserve_llamacpp.engine.client import EngineState
+from kserve_llamacpp.engine.frames import ModelFacts, Stats
+
+_TTFT_BUCKETS = (
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75,
+    1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0,
+)  # fmt: skip
+_ITL_BUCKETS = (
+    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75,
+    1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
+)  # fmt: skip
+_REQUEST_BUCKETS = (
+    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0,
+    120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0,
+)  # fmt: skip
+_LABELS = ("model_name",)
+
+
+class EngineMetrics:
+    """Turns the engine's events into metrics of one model; owner: the model."""
+
+    def __init__(
+        self,
+        model_name: str,
+        num_waiting: Callable[[], int],
+        num_running: Callable[[], int],
+        registry: CollectorRegistry = REGISTRY,
+    ) -> None:
+        """`num_waiting` and `num_running` are asked at every scrape."""
+
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(name, text, _LABELS, registry=registry).labels(model_name)
+
+        def counter(name: str, text: str) -> Counter:
+            return Counter(name, text, _LABELS, registry=registry).labels(model_name)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(name, text, _LABELS, buckets=buckets, registry=registry).labels(
+                model_name
+            )
+
+        gauge("vllm:num_requests_waiting", "Requests that have not started.").set_function(
+            num_waiting
+        )
+        gauge("vllm:num_requests_running", "Requests that are computed now.").set_function(
+            num_running
+        )
+        self._kv_usage = gauge("vllm:kv_cache_usage_perc", "Used part of the KV cache, 0 to 1.")
+        self._ttft = histogram(
+            "vllm:time_to_first_token_seconds", "From arrival to the first token.", _TTFT_BUCKETS
+        )
+        self._itl = histogram(
+            "vllm:inter_token_latency_seconds", "Between two tokens of a request.", _ITL_BUCKETS
+        )
+        self._queue_time = histogram(
+            "vllm:request_queue_time_seconds", "From arrival to the start.", _REQUEST_BUCKETS
+        )
+        self._latency = histogram(
+            "vllm:e2e_request_latency_seconds", "From arrival to the end.", _REQUEST_BUCKETS
+        )
+        self._prompt_tokens = counter("vllm:prompt_tokens", "Tokens of prompts that were computed.")
+        self._generation_tokens = counter("vllm:generation_tokens", "Tokens that were generated.")
+        self._preemptions = counter("vllm:num_preemptions", "Sequences that gave up their cells.")
+        self._ended = Counter(
+            "vllm:request_success",
+            "Requests that ended, by finish reason (stop, length, abort, error).",
+            (*_LABELS, "finished_reason"),
+            registry=registry,
+        )
+        self._steps = counter("kserve_llamacpp:engine_steps", "Steps of the engine.")
+        self._restarts = counter("kserve_llamacpp:engine_deaths", "Engine processes that died.")
+        self._ready = gauge("kserve_llamacpp:model_ready", "1 while the model answers.")
+        self._loaded = gauge("kserve_llamacpp:model_loaded_fraction", "Loaded part, 0 to 1.")
+        self._cache_info = Gauge(
+            "vllm:cache_config_info",
+            "The KV cache, in cells of one token.",
+            (*_LABELS, "block_size", "num_gpu_blocks"),
+            registry=registry,
+        )
+        self._model_name = model_name
+
+    def model_loaded(self, facts: ModelFacts) -> None:
+        """The size of the KV cache is known."""
+        self._cache_info.labels(self._model_name, "1", str(facts.n_ctx)).set(1)
+
+    def state_changed(self, state: EngineState) -> None:
+        """The engine's process has changed its state."""
+        self._ready.set(state is EngineState.READY)
+        if state is EngineState.RESTARTING:
+            self._kv_usage.set(0)
+
+    def loading(self, fraction: float) -> None:
+        """So much of the model is loaded, 0 to 1."""
+        self._loaded.set(fraction)
+
+    def engine_died(self, exit_status: int | None) -> None:
+        """The engine's process ended by itself."""
+        self._restarts.inc()
+
+    def stepped(self, stats: Stats) -> None:
+        """The engine finished a step."""
+        self._kv_usage.set(stats.cells_used / stats.cells_total)
+        self._steps.inc(stats.steps)
+        self._prompt_tokens.inc(stats.prefill_tokens)
+        self._preemptions.inc(stats.preemptions)
+
+    def request_started(self, queue_seconds: float) -> None:
+        """A request left the queue."""
+        self._queue_time.observe(queue_seconds)
+
+    def first_token(self, seconds: float) -> None:
+        """A request got its first token."""
+        self._ttft.observe(seconds)
+        self._generation_tokens.inc()
+
+    def next_token(self, seconds: float) -> None:
+        """A request got a later token."""
+        self._itl.observe(seconds)
+        self._generation_tokens.inc()
+
+    def request_ended(self, reason: str, seconds: float) -> None:
+        """A request ended."""
+        self._latency.observe(seconds)
+        self._ended.labels(self._model_name, reason).inc()

@@ -1,0 +1,162 @@
+"""A model as the server offers it: its engine, its chat template, its metrics."""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+import structlog
+
+from kserve_llamacpp.chat.prompt import chat_request, completion_requests
+from kserve_llamacpp.chat.template import ChatTemplate
+from kserve_llamacpp.config import Config
+from kserve_llamacpp.engine.client import EngineClient, EngineState
+from kserve_llamacpp.engine.frames import ModelFacts
+from kserve_llamacpp.engine.generation import Generation
+from kserve_llamacpp.engine.process import EngineProcess, RestartPolicy, Restarts, worker_command
+from kserve_llamacpp.engine.worker_options import WorkerOptions
+from kserve_llamacpp.errors import MemoryExceededError, ModelFileError, StartupError
+from kserve_llamacpp.logging import resolve_format
+from kserve_llamacpp.metrics import EngineMetrics
+from openai_protocol.errors import Unavailable
+from openai_protocol.requests import ChatCompletionRequest, CompletionRequest
+
+_PREFILL_TOKENS_BESIDE_DECODE = 64  # a prompt's share of a step in which others decode
+_STARTUP_ERRORS: dict[str, type[StartupError]] = {
+    "model_file": ModelFileError,
+    "out_of_memory": MemoryExceededError,
+}
+
+
+class ServedModel:
+    """Owns the engine's client and what is known of the model; owner: the server's event loop."""
+
+    def __init__(self, config: Config) -> None:
+        self.name = config.model_name
+        self.created = int(time.time())
+        self._config = config
+        self._log = structlog.get_logger("model")
+        self._template: ChatTemplate | None = None
+        self._metrics = EngineMetrics(
+            self.name, lambda: self.engine.num_waiting, lambda: self.engine.num_running
+        )
+        self.engine = EngineClient(
+            process=EngineProcess(worker_command(_worker_options(config))),
+            restarts=Restarts(RestartPolicy(max_restarts=config.max_engine_restarts)),
+            max_waiting=config.max_waiting,
+            observer=self,
+            requests=self._metrics,
+        )
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a request would be answered now."""
+        return self.engine.is_ready
+
+    @property
+    def facts(self) -> ModelFacts:
+        """What is known of the model; raises Unavailable until it was loaded."""
+        if self.engine.facts is None:
+            raise Unavailable(
+                "The model is still loading. Please try again later.", retry_after_seconds=5.0
+            )
+        return self.engine.facts
+
+    async def load(self) -> None:
+        """Start the engine and wait until the model answers; raises StartupError."""
+        self._log.info(
+            "model_loading",
+            model=self.name,
+            file=str(self._config.model_path),
+            threads=self._config.n_threads,
+        )
+        self.engine.start()
+        await self.engine.settled()
+        if self.engine.state is EngineState.FAILED:
+            fatal = self.engine.fatal
+            if fatal is None:
+                raise StartupError("the engine died several times while it loaded the model")
+            raise _STARTUP_ERRORS.get(fatal.reason, StartupError)(fatal.message)
+
+    async def stop(self) -> None:
+        """End the engine; requests that still run fail."""
+        await self.engine.stop()
+
+    def chat(self, body: ChatCompletionRequest, request_id: str) -> Generation:
+        """Submit a chat; raises ApiError."""
+        return self.engine.submit(chat_request(body, self._template, self.facts, request_id))
+
+    def complete(self, body: CompletionRequest, request_id: str) -> list[Generation]:
+        """Submit a text completion, one generation a prompt; raises ApiError, submits all or none.
+
+        Whoever calls must cancel what is left of them, whatever happens.
+        """
+        generations: list[Generation] = []
+        try:
+            for request in completion_requests(body, self.facts, request_id):
+                generations.append(self.engine.submit(request))  # noqa: PERF401 - kept on errors
+        except BaseException:
+            self.cancel(generations)
+            raise
+        return generations
+
+    def cancel(self, generations: list[Generation]) -> None:
+        """Drop those that still run."""
+        for generation in generations:
+            self.engine.cancel(generation)
+
+    # -- EngineObserver ------------------------------------------------------------------------
+
+    def state_changed(self, state: EngineState) -> None:
+        """Log it; when the model has been loaded, take its template."""
+        self._metrics.state_changed(state)
+        if state is EngineState.READY and self.engine.facts is not None:
+            facts = self.engine.facts
+            self._metrics.model_loaded(facts)
+            self._template = self._make_template(facts)
+            self._log.info(
+                "model_ready",
+                model=self.name,
+                description=facts.description,
+                n_ctx=facts.n_ctx,
+                max_sequences=facts.max_sequences,
+                engine_pid=self.engine.pid,
+            )
+        else:
+            self._log.info("engine_state_changed", model=self.name, state=state.value)
+
+    def loading(self, fraction: float) -> None:
+        """Log the progress."""
+        self._metrics.loading(fraction)
+        self._log.info("model_loading", model=self.name, percent=round(fraction * 100))
+
+    def engine_died(self, exit_status: int | None) -> None:
+        """Log it; the client starts another engine."""
+        self._metrics.engine_died(exit_status)
+        self._log.error("engine_died", model=self.name, exit_status=exit_status)
+
+    def _make_template(self, facts: ModelFacts) -> ChatTemplate | None:
+        source = self._config.chat_template or facts.chat_template
+        if source is None:
+            self._log.warning("chat_template_missing", model=self.name)
+            return None
+        try:
+            return ChatTemplate(source, facts.bos_token, facts.eos_token)
+        except ValueError as error:
+            self._log.error("chat_template_invalid", model=self.name, error=str(error))
+            return None
+
+
+def _worker_options(config: Config) -> str:
+    options = WorkerOptions(
+        model_path=str(config.model_path),
+        n_ctx=config.n_ctx,
+        n_batch=config.n_batch,
+        n_threads=config.n_threads,
+        n_gpu_layers=config.n_gpu_layers,
+        max_sequences=config.max_sequences,
+        prefill_tokens_beside_decode=_PREFILL_TOKENS_BESIDE_DECODE,
+        log_level=config.log_level,
+        log_format=resolve_format(config.log_format),
+    )
+    return msgspec.json.encode(options).decode()

@@ -1,0 +1,264 @@
+"""The server: KServe's `ModelServer` with our routes, our lifecycle and our error envelope.
+
+Its ports open before the model is loaded; SIGTERM drains it; it ends with a status that tells why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+import warnings
+from typing import Any
+
+import structlog
+import uvloop
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from kserve import ModelServer, errors, model_server
+from starlette.exceptions import HTTPException
+from timing_asgi import TimingMiddleware
+
+from kserve_llamacpp import __version__
+from kserve_llamacpp.api.middleware import RequestGate
+from kserve_llamacpp.api.openai import Models, routers
+from kserve_llamacpp.config import Config, add_flags, read_config
+from kserve_llamacpp.errors import ConfigurationError, PortTakenError, StartupError
+from kserve_llamacpp.logging import configure_logging
+from kserve_llamacpp.model import LlamaCppModel
+from kserve_llamacpp.served_model import ServedModel
+from openai_protocol.errors import (
+    ApiError,
+    ErrorCode,
+    InvalidRequest,
+    Unavailable,
+    http_error,
+    internal_error,
+    model_not_found,
+)
+
+_CLOSE_SECONDS = 5.0  # from the end of the grace period to the end of the last connection
+
+
+class LlamaCppServer(ModelServer):  # type: ignore[misc]  # kserve has no types
+    """Serves one model; owner: the process, on its event loop.
+
+    KServe builds the HTTP and gRPC servers; this class decides when they start and stop.
+    """
+
+    def __init__(self, config: Config, **kserve_settings: Any) -> None:
+        super().__init__(
+            http_port=config.http_port, grace_period=int(config.grace_seconds), **kserve_settings
+        )
+        self._config = config
+        self._log = structlog.get_logger("server")
+        self._served = ServedModel(config)
+        self._sock = bind(config.http_host, config.http_port)
+        self._is_draining = False
+        self._stopping: asyncio.Task[None] | None = None
+        self._exit_status = 0
+
+    def run(self) -> int:
+        """Serve until a signal ends it; return the exit status."""
+        self._add_routes(model_server.app)
+        self.start([])
+        return self._exit_status
+
+    def register_signal_handler(self) -> None:
+        """Do nothing: KServe would close the listeners at once; `_serve` handles signals."""
+
+    def setup_event_loop(self) -> None:
+        """Do nothing: KServe would set up a loop that `asyncio.run` then does not use."""
+
+    async def _serve(self) -> None:
+        """Run what `start` has prepared (KServe calls this on the event loop)."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+        rest, *others = self.servers
+        rest.close()  # KServe's own start, for which ours stands in
+        servers = [asyncio.create_task(self._serve_http())]
+        servers += [asyncio.ensure_future(other) for other in others]
+        self.register_model(LlamaCppModel(self._served))
+        try:
+            await self._served.load()
+        except StartupError as error:
+            self._exit_status = report(error)
+            self._stop_http()
+        await asyncio.gather(*servers)
+        await self._served.stop()
+
+    async def _serve_http(self) -> None:
+        rest = self._rest_server
+        rest.create_application()
+        _finish_application(model_server.app)
+        rest._server.capture_signals = contextlib.nullcontext  # we own the signals
+        host, port = self._sock.getsockname()[:2]
+        self._log.info("http_listening", host=host, port=port)
+        await rest._server.serve(sockets=[self._sock])
+
+    def _on_signal(self, number: int) -> None:
+        if self._stopping is not None:
+            self._log.warning("second_signal", signal=signal.Signals(number).name)
+            if (pid := self._served.engine.pid) is not None:
+                os.kill(pid, signal.SIGKILL)
+            os._exit(128 + number)
+        self._log.info("draining", signal=signal.Signals(number).name)
+        self._is_draining = True
+        self._stopping = asyncio.create_task(self._drain())
+
+    async def _drain(self) -> None:
+        """Not ready, still accepting; then finish what runs; then end it with an error."""
+        await asyncio.sleep(self._config.drain_delay_seconds)
+        self._log.info("closing", running=self._served.engine.num_running)
+        self._stop_http()
+        engine = self._served.engine
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(engine.idle(), self._config.grace_seconds)
+        engine.fail_all(
+            Unavailable("The server is shutting down.", code=ErrorCode.SERVER_SHUTTING_DOWN)
+        )
+        if self._grpc_server is not None:
+            await self._grpc_server.stop(signal.SIGTERM)
+
+    def _stop_http(self) -> None:
+        server = self._rest_server._server
+        server.config.timeout_graceful_shutdown = self._config.grace_seconds + _CLOSE_SECONDS
+        server.should_exit = True
+
+    def _add_routes(self, app: FastAPI) -> None:
+        """Register our routes before KServe's, so that ours win where both have a path."""
+        repository = self.registered_models
+
+        def find(name: str) -> ServedModel | None:
+            model = repository.get_model(name)
+            return model.served if isinstance(model, LlamaCppModel) else None
+
+        for router in routers(Models(lambda: list(repository.get_models()), find, self._check)):
+            app.include_router(router)
+
+        @app.get("/v2/health/ready")
+        async def ready() -> dict[str, bool]:
+            self._check()
+            if not self._served.is_ready:
+                raise Unavailable("The model is not ready.", retry_after_seconds=1.0)
+            return {"ready": True}
+
+        app.add_middleware(RequestGate, max_body_bytes=self._config.max_body_bytes)
+
+    def _check(self) -> None:
+        """Raise Unavailable while draining: probes must see it, requests are still taken."""
+        if self._is_draining:
+            raise Unavailable("The server is shutting down.", code=ErrorCode.SERVER_SHUTTING_DOWN)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Bind the port before anything slow is done; raises PortTakenError, ConfigurationError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+        sock.listen(2048)  # or two could bind it, and the later one fail only much later
+    except OSError as error:
+        sock.close()
+        if error.errno == 98:  # EADDRINUSE
+            raise PortTakenError(
+                f"--http_port: another process listens on port {port}: stop it, or choose another "
+                "port (0 for a free one)"
+            ) from None
+        raise ConfigurationError(
+            f"--http_host, --http_port: cannot listen on {host}:{port}: {error.strerror}"
+        ) from None
+    sock.set_inheritable(False)
+    return sock
+
+
+def _finish_application(app: FastAPI) -> None:
+    """Put our envelope in the place of KServe's error bodies, and take out its timing log."""
+    app.user_middleware = [m for m in app.user_middleware if m.cls is not TimingMiddleware]
+
+    async def render(error: ApiError) -> Response:
+        return Response(error.body(), error.status, error.headers(), media_type="application/json")
+
+    async def own(_: Request, error: Any) -> Response:
+        return await render(error)
+
+    async def not_found(request: Request, error: Any) -> Response:
+        return await render(model_not_found(request.path_params.get("model_name", "")))
+
+    async def invalid(_: Request, error: Any) -> Response:
+        text = getattr(error, "reason", None) or "The request is not valid."
+        is_json = "JSON" in str(text) or "Unrecognized request format" in str(text)
+        code = ErrorCode.INVALID_JSON if is_json else ErrorCode.INVALID_VALUE
+        return await render(InvalidRequest(str(text)[:512], code=code))
+
+    async def not_ready(_: Request, error: Any) -> Response:
+        return await render(Unavailable("The model is not ready.", retry_after_seconds=1.0))
+
+    async def http(request: Request, error: Any) -> Response:
+        return await render(http_error(error.status_code, request.method, request.url.path[:256]))
+
+    async def failed(_: Request, error: Any) -> Response:
+        structlog.get_logger("server").error("request_failed", exc_info=error)
+        return await render(internal_error())
+
+    app.add_exception_handler(ApiError, own)
+    app.add_exception_handler(errors.ModelNotFound, not_found)
+    app.add_exception_handler(errors.ModelNotReady, not_ready)
+    app.add_exception_handler(errors.ServerNotReady, not_ready)
+    app.add_exception_handler(errors.InvalidInput, invalid)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(errors.InferenceError, failed)
+    app.add_exception_handler(Exception, failed)
+
+
+def report(error: StartupError) -> int:
+    """Log why the predictor cannot start; return its exit status."""
+    structlog.get_logger("server").critical("startup_failed", error=str(error))
+    return error.exit_status
+
+
+def parse_flags(argv: list[str]) -> argparse.Namespace:
+    """Read KServe's flags and ours; argparse ends the process with status 2 on unknown ones."""
+    parser = argparse.ArgumentParser(
+        prog="python -m kserve_llamacpp",
+        description="Serve a GGUF model through llama.cpp: OpenAI's API and KServe's.",
+        parents=[model_server.parser],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    add_flags(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the predictor; return the exit status (see `errors` for those of a failed start)."""
+    args = parse_flags(sys.argv[1:] if argv is None else argv)
+    configure_logging(args.log_level, args.log_format)
+    # KServe answers with this class; the warning is for KServe's authors
+    warnings.filterwarnings("ignore", message="ORJSONResponse is deprecated")
+    try:
+        config = read_config(args)
+        asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+        server = LlamaCppServer(
+            config,
+            grpc_port=args.grpc_port,
+            workers=args.workers,
+            max_threads=args.max_threads,
+            enable_grpc=args.enable_grpc,
+            enable_docs_url=args.enable_docs_url,
+            enable_latency_logging=False,
+            timeout_keep_alive=args.timeout_keep_alive,
+            ssl_certfile=args.ssl_certfile,
+            ssl_keyfile=args.ssl_keyfile,
+        )
+        return server.run()
+    except StartupError as error:
+        return report(error)

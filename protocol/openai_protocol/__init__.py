@@ -1,0 +1,1 @@
+"""OpenAI's wire format, shared by the predictor and the proxy: data and pure functions, no I/O."""

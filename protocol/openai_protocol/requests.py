@@ -1,0 +1,136 @@
+"""The bodies of `POST /v1/chat/completions` and `POST /v1/completions`.
+
+Unknown fields are kept (`model_extra`): each server decides whether it refuses or passes them on.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+MAX_MESSAGES = 4096
+MAX_PROMPTS = 128
+MAX_STOP_STRINGS = 16
+MAX_STOP_LENGTH = 512
+MAX_LOGIT_BIASES = 1024
+_INT32 = 2**31  # tokens and counts are this wide in llama.cpp and most engines
+
+StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+TokenId = Annotated[int, Field(ge=0, lt=_INT32)]
+# fail_fast: a body of a million wrong elements would be a million errors
+Tokens = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
+
+
+class StreamOptions(BaseModel):
+    """`stream_options` of a streamed request."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    include_usage: bool | None = None
+
+
+class GenerationRequest(BaseModel):
+    """The fields that chat and text completions share: how to draw tokens, and when to stop."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    # `model` may be left out where a server has only one
+    model: str | None = Field(None, min_length=1, max_length=256)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    n: int | None = Field(None, ge=1, le=128)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    max_tokens: int | None = Field(None, ge=1, lt=_INT32)
+    stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] | None = None
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    logit_bias: dict[str, Bias] | None = Field(None, max_length=MAX_LOGIT_BIASES)
+    user: str | None = Field(None, max_length=512)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    # beyond OpenAI, under the names that vLLM gives them
+    top_k: int | None = Field(None, ge=-1, lt=_INT32)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0, le=2)
+
+    def stop_strings(self) -> list[str]:
+        """Return `stop` as a list, empty where it is not given."""
+        if self.stop is None:
+            return []
+        return [self.stop] if isinstance(self.stop, str) else list(self.stop)
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with a chunk that carries the usage."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def token_limit(self) -> int | None:
+        """The most tokens to generate, or None for what the context holds."""
+        return self.max_tokens
+
+
+class ContentPart(BaseModel):
+    """One part of a message's content; only parts of type `text` have `text`."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    type: str
+    text: str | None = None
+
+
+class Message(BaseModel):
+    """One message of a conversation."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | Annotated[list[ContentPart], Field(fail_fast=True)] | None = None
+    name: str | None = None
+
+    @model_validator(mode="after")
+    def _has_content(self) -> Message:
+        if self.content is None and self.role in ("system", "developer", "user"):
+            raise PydanticCustomError(
+                "missing_content",
+                "a message of role '{role}' needs 'content'",
+                {"role": self.role},
+            )
+        return self
+
+
+class ChatCompletionRequest(GenerationRequest):
+    """The body of a chat completion request."""
+
+    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
+    max_completion_tokens: int | None = Field(None, ge=1, lt=_INT32)
+
+    @property
+    def token_limit(self) -> int | None:
+        """The most tokens to generate; `max_completion_tokens` wins over the older name."""
+        if self.max_completion_tokens is not None:
+            return self.max_completion_tokens
+        return self.max_tokens
+
+
+class CompletionRequest(GenerationRequest):
+    """The body of a text completion request; a prompt is text or token ids, or a list of such."""
+
+    prompt: (
+        str
+        | Tokens
+        | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
+        | Annotated[list[Tokens], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
+    )
+    echo: bool | None = None
+
+    def prompts(self) -> list[str | list[int]]:
+        """Return the prompts one by one, each as text or as token ids."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        tokens = [item for item in self.prompt if isinstance(item, int)]
+        return [tokens] if tokens else [item for item in self.prompt if not isinstance(item, int)]
