@@ -1,0 +1,1 @@
+"""Model servers that the proxy starts and supervises itself."""

@@ -1,0 +1,102 @@
+"""A process under the guard: started, asked to stop, ended for sure."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from pathlib import Path
+
+from openai_proxy.backends.output import Output
+
+GUARD = Path(__file__).with_name("guard.py")
+LAST_LINES_SECONDS = 1.0
+
+
+class GuardedProcess:
+    """One run of a command; owner of the guard's life line and of the output's pipe.
+
+    Invariant: when this process ends, however that comes, the command's process group ends too.
+    """
+
+    def __init__(
+        self,
+        guard: asyncio.subprocess.Process,
+        life_line: int,
+        pipe: asyncio.ReadTransport,
+        reader: _Reader,
+    ) -> None:
+        self._guard = guard
+        self._life_line: int | None = life_line
+        self._pipe = pipe
+        self._reader = reader
+
+    @classmethod
+    async def start(cls, command: list[str], output: Output) -> GuardedProcess:
+        """Start a command; its stdout and stderr go to `output`."""
+        theirs, life_line = os.pipe()
+        out, written = os.pipe()
+        try:
+            guard = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-I", "-S", str(GUARD), *command),
+                stdin=theirs,
+                stdout=written,
+                stderr=written,
+                start_new_session=True,
+            )
+            pipe, reader = await asyncio.get_running_loop().connect_read_pipe(
+                lambda: _Reader(output), os.fdopen(out, "rb", 0)
+            )
+        except BaseException:
+            os.close(life_line)
+            raise
+        finally:
+            os.close(theirs)
+            os.close(written)
+        return cls(guard, life_line, pipe, reader)
+
+    async def wait(self) -> int:
+        """Wait for the end; returns the command's exit status, 128 + N for signal N."""
+        status = await self._guard.wait()
+        # What has left the guard's reach may hold the pipe open; its lines are not waited for.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_LINES_SECONDS):
+                await self._reader.ended.wait()
+        self._pipe.close()
+        if self._life_line is not None:
+            os.close(self._life_line)
+            self._life_line = None
+        return status if status >= 0 else 128 - status
+
+    async def stop(self, grace_seconds: float) -> int:
+        """Ask the command to finish, end its group after the grace period; as `wait`."""
+        self._order(b"T")
+        try:
+            async with asyncio.timeout(grace_seconds):
+                await self._guard.wait()
+        except TimeoutError:
+            self.kill()
+        return await self.wait()
+
+    def kill(self) -> None:
+        """End the command's group at once."""
+        self._order(b"K")
+
+    def _order(self, letter: bytes) -> None:
+        if self._life_line is not None:
+            with contextlib.suppress(BrokenPipeError):  # the guard has ended by itself
+                os.write(self._life_line, letter)
+
+
+class _Reader(asyncio.Protocol):
+    def __init__(self, output: Output) -> None:
+        self.ended = asyncio.Event()
+        self._output = output
+
+    def data_received(self, data: bytes) -> None:
+        self._output.feed(data)
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self._output.end()
+        self.ended.set()

@@ -1,0 +1,240 @@
+"""The `openai` dialect: bytes pass; only paths are mapped and errors given their form.
+
+What servers of this dialect answer in case of an error, all of it translated:
+    {"error": {"message", "type", "param", "code"}}           OpenAI, vLLM, our predictor
+    {"object": "error", "message", "type", "param", "code"}   older vLLM, SGLang
+    {"detail": "text" | [{"loc", "msg", "type"}]}             FastAPI
+    {"error": "text"}                                         KServe, Ollama
+    text, HTML, nothing                                       whatever stands in between
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from pydantic_core import from_json
+
+from openai_protocol.errors import (
+    ApiError,
+    BadGateway,
+    DeadlineExceeded,
+    ErrorCode,
+    InvalidRequest,
+    RateLimited,
+    Unavailable,
+)
+from openai_protocol.sse import DONE, DONE_PAYLOAD, EventSplitter, data_of, event, split_events
+from openai_proxy.dialects.base import AnswerHead, Headers, PassedError, UpstreamRequest
+
+MAX_ERROR_TEXT = 1000
+GENERIC = "The upstream failed to process the request."
+_OUR_CODES = frozenset(str(code) for code in ErrorCode)
+_ERROR_EVENT = re.compile(rb'\s*\{\s*"error"\s*:')
+
+# Never forwarded: what is between two neighbours only (RFC 9110, 7.6.1), what the client library
+# writes itself, and the client's credentials: keys are this proxy's business. An upstream's own
+# credentials belong to the upstream's configuration and are added where the request is sent.
+DROPPED_HEADERS = frozenset(
+    {
+        *("connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding"),
+        *("upgrade", "proxy-authenticate", "proxy-authorization", "expect", "host"),
+        *("content-length", "content-type", "accept", "accept-encoding", "content-encoding"),
+        *("authorization", "x-api-key", "api-key", "cookie", "x-request-id"),
+    }
+)
+
+
+class OpenAIDialect:
+    """Passes requests, answers and streams through as they are."""
+
+    def request(self, path: str, headers: Headers, body: bytes) -> UpstreamRequest:
+        """Map the path below the upstream's base URL, drop what is not the upstream's business."""
+        named = {
+            token.strip().lower()
+            for name, value in headers
+            if name == "connection"
+            for token in value.split(",")
+        }
+        kept = [
+            (name, value)
+            for name, value in headers
+            if name not in DROPPED_HEADERS and name not in named
+        ]
+        kept.append(("content-type", "application/json"))
+        return UpstreamRequest(path.removeprefix("/v1"), kept, body)
+
+    def answer(self, head: AnswerHead, body: bytes) -> bytes:
+        """Return the body as it is; raises BadGateway unless it is a completion."""
+        value = _json(body)
+        if isinstance(value, dict) and isinstance(value.get("choices"), list):
+            return body
+        if isinstance(value, dict) and value.get("error"):
+            raise BadGateway(GENERIC, code=ErrorCode.UPSTREAM_ERROR)
+        raise invalid_response()
+
+    def error(self, head: AnswerHead, body: bytes) -> ApiError:
+        """Pass an envelope of OpenAI's form, give others that form; 5xx texts are not passed."""
+        error = _error(head, body)
+        if head.retry_after is not None and error.retry_after_seconds is None:
+            error.retry_after_seconds = _seconds(head.retry_after)
+        return error
+
+    def stream(self) -> OpenAIStream:
+        """Return a parser for one stream."""
+        return OpenAIStream()
+
+
+class OpenAIStream:
+    """Passes whole events on as they come, drops comments, knows a good end from a bad one.
+
+    No JSON is parsed, except that of an error event.
+    """
+
+    def __init__(self) -> None:
+        self._splitter = EventSplitter()
+        self._is_complete = False
+        self._is_broken = False
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether `[DONE]`, an error event or something that is no event has come."""
+        return self._is_complete or self._is_broken
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Return the whole events that this chunk completes."""
+        try:
+            block = self._splitter.feed(chunk)
+        except ValueError:
+            self._is_broken = True
+            return b""
+        if not block or _is_plain(block):
+            return block
+        passed = []
+        for raw in split_events(block):
+            passed.append(self._pass(raw))
+            if self.is_complete:
+                break
+        return b"".join(passed)
+
+    def finish(self) -> None:
+        """Raise unless the stream has ended well."""
+        if not self._is_complete:
+            raise broken_stream()
+
+    def _pass(self, raw: bytes) -> bytes:
+        lines = [line for line in raw.strip(b"\n").split(b"\n") if not line.startswith(b":")]
+        if not lines:
+            return b""
+        data = data_of(b"\n".join(lines))
+        if data is None:
+            # An event without data is none (the standard's rule), but it must be an event.
+            self._is_broken = not all(_FIELD.match(line) for line in lines)
+            return b""
+        if data.strip() == DONE_PAYLOAD:
+            self._is_complete = True
+            return DONE
+        if _ERROR_EVENT.match(data):
+            self._is_complete = True
+            return event(_error_event(data))
+        if not (data.lstrip().startswith(b"{") and data.rstrip().endswith(b"}")):
+            self._is_broken = True
+            return b""
+        return b"\n".join(lines) + b"\n\n"
+
+
+_FIELD = re.compile(rb"(data|event|id|retry)(:|$)")
+
+
+def _is_plain(block: bytes) -> bool:
+    """Tell whether a block is one event with one line of JSON that is no error: most are."""
+    return (
+        block.startswith(b"data: {")
+        and block.endswith(b"}\n\n")
+        and block.count(b"\n") == 2
+        and not _ERROR_EVENT.match(block, 5)
+    )
+
+
+def invalid_response() -> BadGateway:
+    """Return the error for an answer that cannot be understood."""
+    return BadGateway(
+        "The upstream's answer cannot be understood.", code=ErrorCode.UPSTREAM_INVALID_RESPONSE
+    )
+
+
+def broken_stream() -> BadGateway:
+    """Return the error for a stream that ended, or went wrong, in the middle."""
+    return BadGateway(
+        "The upstream's stream broke before its end.", code=ErrorCode.UPSTREAM_STREAM_BROKEN
+    )
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return from_json(body)
+    except ValueError:
+        return None
+
+
+def _error(head: AnswerHead, body: bytes) -> ApiError:
+    value = _json(body)
+    found = value.get("error") if isinstance(value, dict) else None
+    is_envelope = isinstance(found, dict) and isinstance(found.get("message"), str)
+    code = str(found.get("code") or "") if isinstance(found, dict) else ""
+    if is_envelope and 400 <= head.status < 500:
+        return PassedError(head.status, code or ErrorCode.UPSTREAM_ERROR, body)
+    if is_envelope and head.status >= 500 and code in _OUR_CODES:
+        return PassedError(head.status, code, body)  # a server of ours: its 5xx texts are clean
+    if head.status < 400:
+        return invalid_response()
+    if head.status >= 500:
+        return _server_error(head.status)
+    text, param = _text_and_param(value)
+    text = text or f"The upstream refused the request (HTTP {head.status})."
+    if head.status == 429:
+        return RateLimited(text[:MAX_ERROR_TEXT])
+    return InvalidRequest(
+        text[:MAX_ERROR_TEXT], param=param, status=head.status, code=ErrorCode.UPSTREAM_ERROR
+    )
+
+
+def _server_error(status: int) -> ApiError:
+    if status == 503:
+        return Unavailable("The upstream is not available.", code=ErrorCode.UPSTREAM_ERROR)
+    if status == 504:
+        return DeadlineExceeded("The upstream did not answer in time.")
+    return BadGateway(GENERIC, code=ErrorCode.UPSTREAM_ERROR)
+
+
+def _text_and_param(value: Any) -> tuple[str, str | None]:
+    if not isinstance(value, dict):
+        return "", None
+    for name in ("error", "message", "detail"):
+        text = value.get(name)
+        if isinstance(text, str) and text:
+            param = value.get("param")
+            return text, param if isinstance(param, str) else None
+    detail = value.get("detail")
+    if isinstance(detail, list) and detail and isinstance(detail[0], dict):
+        loc = detail[0].get("loc")
+        parts = [str(part) for part in loc if part != "body"] if isinstance(loc, list) else []
+        return str(detail[0].get("msg") or ""), ".".join(parts) or None
+    return "", None
+
+
+def _error_event(data: bytes) -> bytes:
+    """Return the data of an error event in OpenAI's form; others' texts are not passed."""
+    value = _json(data)
+    found = value.get("error") if isinstance(value, dict) else None
+    if isinstance(found, dict) and str(found.get("code") or "") in _OUR_CODES:
+        return data.replace(b"\n", b" ")
+    if isinstance(found, dict) and isinstance(found.get("message"), str):
+        kind = str(found.get("type") or "")
+        if "server" not in kind.lower() and "internal" not in kind.lower() and kind:
+            return data.replace(b"\n", b" ")
+    return BadGateway(GENERIC, code=ErrorCode.UPSTREAM_ERROR).body()
+
+
+def _seconds(retry_after: str) -> float | None:
+    return float(retry_after) if retry_after.isdigit() and len(retry_after) <= 6 else None

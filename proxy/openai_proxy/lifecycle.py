@@ -1,0 +1,189 @@
+"""The proxy's life: listen, assemble, serve, drain, stop.
+
+SIGTERM or SIGINT: not ready, but accepting, for the drain delay; then no more connections, and
+what runs has the grace period to finish; streams that still run then end with an error event; the
+backend is stopped last. A second signal ends everything at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import signal
+import socket
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from openai_protocol.errors import ErrorCode, Unavailable
+from openai_proxy import app, server
+from openai_proxy.access_log import AccessLog
+from openai_proxy.banner import banner
+from openai_proxy.config import Settings
+from openai_proxy.metrics import Metrics
+from openai_proxy.routing.router import Router
+from openai_proxy.running import Running
+from openai_proxy.state import ServerState
+
+if TYPE_CHECKING:
+    from openai_proxy.assembly import Assembly
+    from openai_proxy.backends.base import Supervisor
+    from openai_proxy.routing.probe import Readiness
+
+log = structlog.get_logger("openai_proxy")
+
+# After the grace period: for interrupted streams to get their last event out
+LAST_EVENTS_SECONDS = 3.0
+BACKEND_STOP_SECONDS = 5.0
+
+
+class Lifecycle:
+    """Owner of all the parts of one proxy; `run` it once, in its own event loop."""
+
+    def __init__(self, settings: Settings, listener: socket.socket) -> None:
+        self._settings = settings
+        self._listener = listener
+        self._port: int = listener.getsockname()[1]
+        self._state = ServerState(upstream_url=settings.upstream_url)
+        self._metrics = Metrics(lambda: self._state.models)
+        self._router = Router()
+        self._running = Running()
+        self._paths = app.Paths(app.health_table(self._state, self._metrics))
+        self._assembly: Assembly | None = None
+        self._assembled = asyncio.Event()
+        self._stop = asyncio.Event()
+        self._is_announced = False
+
+    async def run(self) -> int:
+        """Serve until a signal comes or a part fails; returns the exit code."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+        observers = (self._metrics, AccessLog(app.HEALTH_ROUTES))
+        application = app.build(self._paths, observers, self._settings.max_body_bytes)
+        grace_seconds = self._settings.grace_seconds + LAST_EVENTS_SECONDS
+        web = server.build(application, grace_seconds)
+        log.info("listening", host=self._settings.host, port=self._port)
+        serving = asyncio.create_task(web.serve(sockets=[self._listener]))
+        parts = [serving, asyncio.create_task(self._assemble())]
+        supervisor = self._start_backend()
+        if supervisor is not None:
+            self._state.backend = supervisor
+            parts.append(asyncio.create_task(supervisor.run()))
+        stopping = asyncio.create_task(self._stop.wait())
+        await asyncio.wait({*parts, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        exit_code = _failure_of(parts)
+        await self._drain(web, serving, with_delay=exit_code is None)
+        for part in (stopping, *parts):
+            part.cancel()
+        await asyncio.gather(stopping, *parts, return_exceptions=True)
+        try:
+            if supervisor is not None:
+                await supervisor.stop(BACKEND_STOP_SECONDS)
+        finally:
+            if self._assembly is not None:
+                await self._assembly.close()
+        log.info("stopped")
+        return exit_code or 0
+
+    def _on_signal(self, number: int) -> None:
+        if self._stop.is_set():
+            log.warning("second_signal", signal=signal.Signals(number).name)
+            if self._state.backend is not None:
+                self._state.backend.kill()
+            os._exit(128 + number)
+        log.info("draining", signal=signal.Signals(number).name)
+        self.stop()
+
+    def stop(self) -> None:
+        """Begin to drain; `run` returns when all is over."""
+        self._stop.set()
+
+    async def _assemble(self) -> None:
+        """Import what is slow, in a thread; then complete the server and watch the upstream."""
+        module = await asyncio.to_thread(importlib.import_module, "openai_proxy.assembly")
+        probing = await asyncio.to_thread(importlib.import_module, "openai_proxy.routing.probe")
+        assembly: Assembly = module.Assembly(self._settings)
+        self._assembly = assembly
+        assembly.add_endpoints(
+            self._paths, self._router, self._running, self._metrics.upstream_failed
+        )
+        if self._settings.upstream_url is not None:
+            self._router.use(assembly.upstream(self._settings.upstream_url))
+        self._assembled.set()
+        probe = probing.Probe(
+            lambda: self._router.upstream,
+            self._settings.probe_interval_seconds,
+            on_change=self._on_readiness,
+        )
+        self._state.probe = probe
+        await probe.run()
+
+    def _start_backend(self) -> Supervisor | None:
+        if self._settings.backend is None:
+            return None
+        from openai_proxy.backends import launch  # not imported unless it is used
+
+        return launch.supervisor(
+            self._settings, self._assembly_when_ready, self._on_backend, self._metrics
+        )
+
+    async def _assembly_when_ready(self) -> Assembly:
+        await self._assembled.wait()
+        assert self._assembly is not None
+        return self._assembly
+
+    def _on_backend(self, url: str | None) -> None:
+        assert self._assembly is not None or url is None
+        if self._assembly is not None:
+            self._router.use(None if url is None else self._assembly.upstream(url))
+
+    def _on_readiness(self, readiness: Readiness) -> None:
+        if not readiness.is_ready:
+            if self._state.backend is None or self._state.backend.is_ready:
+                log.warning("upstream_not_ready", reason=readiness.reason)
+            return
+        log.info("upstream_ready", models=list(readiness.models[:20]))
+        if self._is_announced or self._settings.quiet or self._state.is_draining:
+            return
+        self._is_announced = True
+        model = self._settings.served_model or next(iter(readiness.models), "MODEL")
+        print(banner(self._settings.host, self._port, model), flush=True)
+
+    async def _drain(
+        self, web: server.Server, serving: asyncio.Task[Any], *, with_delay: bool
+    ) -> None:
+        was_ready = self._state.is_ready
+        self._state.is_draining = True
+        if with_delay and was_ready:
+            await asyncio.sleep(self._settings.drain_delay_seconds)
+        web.should_exit = True
+        if self._running:
+            log.info("closing", requests=len(self._running))
+        timer = asyncio.get_running_loop().call_later(
+            self._settings.grace_seconds, self._running.interrupt_all, _shutting_down
+        )
+        await asyncio.wait({serving})
+        timer.cancel()
+
+
+def _shutting_down() -> Unavailable:
+    return Unavailable(
+        "The server is shutting down; please try again.", code=ErrorCode.SERVER_SHUTTING_DOWN
+    )
+
+
+def _failure_of(parts: list[asyncio.Task[Any]]) -> int | None:
+    """Return the exit code for the first part that has failed, and log why; None if none has."""
+    for part in parts:
+        if not part.done():
+            continue
+        error = part.exception()
+        exit_code = getattr(error, "exit_code", None)
+        if isinstance(exit_code, int):
+            log.error(str(error), exit_code=exit_code)
+            return exit_code
+        log.error("part_failed", exc_info=error)
+        return 1
+    return None

@@ -1,0 +1,126 @@
+"""The proxy's Prometheus metrics; the only module that knows Prometheus.
+
+Labels are bounded: paths are those that the server knows, models those that an upstream lists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+
+from openai_proxy.exchange import Exchange
+
+NAMESPACE = "openai_proxy"
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+OTHER = "other"
+DURATION_BUCKETS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
+# vLLM's buckets for the time to first token, so that panels fit both
+TTFT_BUCKETS = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
+    *(1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560),
+)
+
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each, of no use
+
+
+class Metrics:
+    """Counts what it hears as an observer of requests; `known_models` bounds a label."""
+
+    def __init__(self, known_models: Callable[[], Collection[str]]) -> None:
+        self._known_models = known_models
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        self._requests = Counter(
+            "requests_total",
+            "Requests answered.",
+            ["path", "status", "model"],
+            namespace=NAMESPACE,
+            registry=registry,
+        )
+        self._in_flight = Gauge(
+            "requests_in_flight", "Requests that run now.", namespace=NAMESPACE, registry=registry
+        )
+        self._duration = Histogram(
+            "request_duration_seconds",
+            "Time from a request's head to its answer's last byte.",
+            ["path"],
+            buckets=DURATION_BUCKETS,
+            namespace=NAMESPACE,
+            registry=registry,
+        )
+        self._ttft = Histogram(
+            "time_to_first_token_seconds",
+            "Time from a request's head to the first event of its stream.",
+            ["path", "model"],
+            buckets=TTFT_BUCKETS,
+            namespace=NAMESPACE,
+            registry=registry,
+        )
+        self._upstream_errors = Counter(
+            "upstream_errors_total",
+            "Requests that failed at the upstream.",
+            ["code"],
+            namespace=NAMESPACE,
+            registry=registry,
+        )
+        self._disconnects = Counter(
+            "client_disconnects_total",
+            "Requests whose client left before the end.",
+            namespace=NAMESPACE,
+            registry=registry,
+        )
+        self._backend_starts = Counter(
+            "backend_starts_total",
+            "Times that the backend's process was started.",
+            namespace=NAMESPACE,
+            registry=registry,
+        )
+        self._ready = Gauge(
+            "ready", "1 while the server is ready, else 0.", namespace=NAMESPACE, registry=registry
+        )
+
+    def request_started(self, exchange: Exchange) -> None:
+        """Count a request as running."""
+        self._in_flight.inc()
+
+    def request_finished(self, exchange: Exchange) -> None:
+        """Count a request's end, by path, status and model."""
+        self._in_flight.dec()
+        path = exchange.route or OTHER
+        model = self._model(exchange.model)
+        self._requests.labels(path, str(exchange.status or 0), model).inc()
+        self._duration.labels(path).observe(exchange.duration_seconds)
+        if exchange.ttft_seconds is not None:
+            self._ttft.labels(path, model).observe(exchange.ttft_seconds)
+        if exchange.is_client_gone:
+            self._disconnects.inc()
+
+    def upstream_failed(self, code: str) -> None:
+        """Count a failure of the upstream; `code` is one of the protocol's."""
+        self._upstream_errors.labels(code).inc()
+
+    def backend_started(self) -> None:
+        """Count a start of the backend's process."""
+        self._backend_starts.inc()
+
+    def render(self, is_ready: bool) -> bytes:
+        """Return all metrics in Prometheus' text format."""
+        self._ready.set(is_ready)
+        return generate_latest(self.registry)
+
+    def _model(self, model: str | None) -> str:
+        if model is None:
+            return ""
+        return model if model in self._known_models() else OTHER

@@ -1,0 +1,207 @@
+"""What every request goes through before its endpoint, as plain ASGI; nothing buffers.
+
+    Observe       names the request, times it, tells the observers
+    RenderErrors  turns what is raised below into OpenAI's envelope
+    LimitBody     refuses bodies that are too long, before and while they are read
+
+A request goes through them in this order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from typing import Any
+
+import structlog
+
+from openai_protocol.errors import ApiError, ErrorCode, RequestTooLarge, internal_error
+from openai_proxy.exchange import (
+    CLIENT_CLOSED_REQUEST,
+    ClientGoneError,
+    Exchange,
+    Observer,
+    attach,
+    exchange_of,
+)
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,127}")
+_MAX_DISCARDED_BYTES = 64 * 1024 * 1024
+_DISCARD_SECONDS = 5.0
+
+log = structlog.get_logger("openai_proxy")
+
+
+class Observe:
+    """Gives each request its id and its `Exchange`, and tells the observers of start and end."""
+
+    def __init__(
+        self,
+        app: App,
+        observers: Sequence[Observer],
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._app = app
+        self._observers = tuple(observers)
+        self._clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        exchange = Exchange(
+            request_id=_request_id(scope),
+            method=scope["method"],
+            path=scope.get("raw_path", b"").decode("ascii", "replace")[:256],
+            started_at=self._clock(),
+        )
+        attach(scope, exchange)
+        structlog.contextvars.bind_contextvars(request_id=exchange.request_id)
+        for observer in self._observers:
+            observer.request_started(exchange)
+        try:
+            await self._app(scope, receive, self._watched(exchange, send))
+        finally:
+            exchange.finished_at = self._clock()
+            for observer in self._observers:
+                observer.request_finished(exchange)
+
+    def _watched(self, exchange: Exchange, send: Send) -> Send:
+        header = (b"x-request-id", exchange.request_id.encode())
+
+        async def watched_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                exchange.status = message["status"]
+                message["headers"] = [*message.get("headers", ()), header]
+            elif exchange.first_byte_at is None and message.get("body"):
+                exchange.first_byte_at = self._clock()
+            await send(message)
+
+        return watched_send
+
+
+class RenderErrors:
+    """Answers what is raised below: an `ApiError` as it says, all else as `internal_error`.
+
+    Once an answer has begun nothing can be said any more: the connection is closed instead.
+    """
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        exchange = exchange_of(scope)
+        try:
+            await self._app(scope, receive, send)
+        except ClientGoneError:
+            exchange.is_client_gone = True
+            exchange.status = exchange.status or CLIENT_CLOSED_REQUEST
+        except ApiError as error:
+            await _answer(exchange, send, error)
+        except Exception:
+            log.exception("request_failed")
+            await _answer(exchange, send, internal_error())
+
+
+class LimitBody:
+    """Refuses request bodies longer than `max_bytes` with 413."""
+
+    def __init__(self, app: App, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        headers = dict(scope["headers"])
+        length = headers.get(b"content-length", b"")
+        if length.isdigit() and int(length) > self._max_bytes:
+            if headers.get(b"expect", b"").lower() != b"100-continue":
+                await self._discard(receive)
+            raise self._refusal()
+        num_bytes = 0
+
+        async def counted_receive() -> Message:
+            nonlocal num_bytes
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            if num_bytes > self._max_bytes:
+                await self._discard(receive)
+                raise self._refusal()
+            return message
+
+        await self._app(scope, counted_receive, send)
+
+    def _refusal(self) -> RequestTooLarge:
+        return RequestTooLarge(
+            f"The request body is larger than the limit of {self._max_bytes} bytes."
+        )
+
+    async def _discard(self, receive: Receive) -> None:
+        """Read on for a while: a client that still sends would not see the answer otherwise."""
+        num_bytes = 0
+        try:
+            async with asyncio.timeout(_DISCARD_SECONDS):
+                while num_bytes < _MAX_DISCARDED_BYTES:
+                    message = await receive()
+                    num_bytes += len(message.get("body", b""))
+                    if not message.get("more_body", False):
+                        return
+        except TimeoutError:
+            pass
+
+
+async def _answer(exchange: Exchange, send: Send, error: ApiError) -> None:
+    exchange.error_code = str(error.code)
+    if exchange.status is None:
+        await send_error(send, error)
+
+
+async def send_error(send: Send, error: ApiError) -> None:
+    """Send an error as a whole answer, in OpenAI's envelope."""
+    headers = [(name.encode(), value.encode()) for name, value in error.headers().items()]
+    if error.code == ErrorCode.REQUEST_TOO_LARGE:
+        headers.append((b"connection", b"close"))  # the rest of its body may never have been read
+    await send_json(send, error.status, error.body(), headers)
+
+
+async def send_json(
+    send: Send, status: int, body: bytes, headers: Sequence[tuple[bytes, bytes]] = ()
+) -> None:
+    """Send a JSON body as a whole answer."""
+    head = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        *headers,
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": head})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def read_body(receive: Receive) -> bytes:
+    """Return the whole request body; raises ClientGoneError."""
+    message = await receive()
+    if message["type"] == "http.request" and not message.get("more_body", False):
+        return bytes(message.get("body", b""))
+    body = bytearray()
+    while True:
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
+        body += message.get("body", b"")
+        if not message.get("more_body", False):
+            return bytes(body)
+        message = await receive()
+
+
+def _request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+            return str(value, "ascii")
+    return f"req_{uuid.uuid4().hex}"

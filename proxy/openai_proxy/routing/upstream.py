@@ -1,0 +1,194 @@
+"""One upstream and the connections to it; the only module that knows the HTTP client.
+
+Import it late: the client takes longer to import than all the rest of the proxy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import aiohttp
+from yarl import URL
+
+from openai_protocol.errors import ApiError, BadGateway, DeadlineExceeded, ErrorCode
+from openai_proxy.dialects.base import AnswerHead, Dialect, Headers, UpstreamRequest
+from openai_proxy.dialects.openai import broken_stream, invalid_response
+
+MAX_ANSWER_BYTES = 64 * 1024 * 1024
+# Below the 5 s after which uvicorn, like many, closes an idle connection: a request sent on a
+# connection that is just being closed fails, and cannot always be repeated.
+IDLE_CONNECTION_SECONDS = 4.0
+FINISH_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class ClientOptions:
+    """How to connect; times in seconds."""
+
+    connect_timeout_seconds: float
+    read_timeout_seconds: float
+    max_connections: int
+    use_env_proxies: bool = False
+
+
+def open_session(options: ClientOptions) -> aiohttp.ClientSession:
+    """Return the one client session: pooled, without cookies; close it at the end."""
+    connector = aiohttp.TCPConnector(
+        limit=options.max_connections, keepalive_timeout=IDLE_CONNECTION_SECONDS
+    )
+    return aiohttp.ClientSession(
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        trust_env=options.use_env_proxies,
+        timeout=aiohttp.ClientTimeout(
+            total=None,
+            sock_connect=options.connect_timeout_seconds,
+            sock_read=options.read_timeout_seconds,
+        ),
+        skip_auto_headers=("User-Agent",),
+    )
+
+
+class Answer:
+    """An upstream's answer whose head has come; all failures are ApiErrors."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+        headers = response.headers
+        self.head = AnswerHead(
+            status=response.status,
+            media_type=headers.get("content-type", "").partition(";")[0].strip().lower(),
+            encoding=headers.get("content-encoding", "").strip().lower(),
+            retry_after=headers.get("retry-after"),
+        )
+
+    async def body(self) -> bytes:
+        """Return the whole body; raises BadGateway where it is cut off or past the size limit."""
+        parts = []
+        num_bytes = 0
+        try:
+            while chunk := await self._response.content.readany():
+                num_bytes += len(chunk)
+                if num_bytes > MAX_ANSWER_BYTES:
+                    raise invalid_response()
+                parts.append(chunk)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise _api_error(error) from error
+        return b"".join(parts)
+
+    async def chunk(self) -> bytes:
+        """Return what has come of a stream, at least one byte, or nothing at its end."""
+        try:
+            return await self._response.content.readany()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise broken_stream() from error
+
+    async def finish(self) -> None:
+        """Wait a moment for the end, so that the connection can be used again."""
+        try:
+            async with asyncio.timeout(FINISH_SECONDS):
+                while await self._response.content.readany():
+                    pass
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            pass
+
+
+class Upstream:
+    """A base URL and the dialect spoken there; owner of nothing but its address."""
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        side_session: aiohttp.ClientSession,
+        base_url: str,
+        dialect: Dialect,
+    ) -> None:
+        self.base_url = base_url.rstrip("/")
+        self.dialect = dialect
+        self._session = session
+        self._side_session = side_session
+        api = self.base_url if URL(base_url).path.strip("/") else f"{self.base_url}/v1"
+        self._api = api
+        self._urls: dict[str, URL] = {}
+
+    @asynccontextmanager
+    async def post(self, request: UpstreamRequest, request_id: str) -> AsyncIterator[Answer]:
+        """Send a request and wait for the answer's head; closes the connection unless all was read.
+
+        Raises BadGateway or DeadlineExceeded.
+        """
+        url = self._urls.get(request.path)
+        if url is None:  # as many as there are endpoints
+            url = self._urls[request.path] = URL(self._api + request.path, encoded=True)
+        headers = [*request.headers, *self._own_headers(request_id)]
+        async with _exchange(self._session, "POST", url, headers, request.body) as answer:
+            yield answer
+
+    @asynccontextmanager
+    async def get(
+        self, path: str, timeout_seconds: float, request_id: str = ""
+    ) -> AsyncIterator[Answer]:
+        """As `post`, for what is only read: on connections of its own, so that it never queues.
+
+        `path` is not escaped any more.
+        """
+        headers = self._own_headers(request_id)
+        url = URL(self._api + path, encoded=True)
+        timeout = aiohttp.ClientTimeout(total=timeout_seconds)
+        async with _exchange(self._side_session, "GET", url, headers, None, timeout) as answer:
+            yield answer
+
+    def _own_headers(self, request_id: str) -> Headers:
+        # Here is the place for the upstream's own credentials.
+        headers = [("accept-encoding", "identity")]
+        if request_id:
+            headers.append(("x-request-id", request_id))
+        return headers
+
+
+@asynccontextmanager
+async def _exchange(
+    session: aiohttp.ClientSession,
+    method: str,
+    url: URL,
+    headers: Headers,
+    body: bytes | None,
+    timeout: aiohttp.ClientTimeout | None = None,  # noqa: ASYNC109  # the client's own object
+) -> AsyncIterator[Answer]:
+    try:
+        response = await session.request(
+            method,
+            url,
+            data=body,
+            headers=headers,
+            allow_redirects=False,
+            timeout=timeout or session.timeout,
+        )
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise _api_error(error) from error
+    try:
+        yield Answer(response)
+    finally:
+        # Returns the connection to the pool where all was read, closes it otherwise: so the
+        # upstream learns at once that nobody listens any more.
+        response.close()
+
+
+def _api_error(error: Exception) -> ApiError:
+    connecting = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
+    if isinstance(error, connecting):
+        return BadGateway(
+            "The upstream cannot be reached.", code=ErrorCode.UPSTREAM_CONNECTION_FAILED
+        )
+    if isinstance(error, TimeoutError):
+        return DeadlineExceeded("The upstream did not answer in time.")
+    if isinstance(error, aiohttp.ClientResponseError | aiohttp.ClientPayloadError):
+        return invalid_response()
+    return BadGateway(
+        "The upstream closed the connection without an answer.",
+        code=ErrorCode.UPSTREAM_CONNECTION_FAILED,
+    )

@@ -1,0 +1,75 @@
+"""The HTTP server: uvicorn on a socket of ours, without its signal handling."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+
+KEEP_ALIVE_SECONDS = 75  # above the 60 s after which common load balancers close idle connections
+BACKLOG = 2048
+EXIT_PORT_TAKEN = 3
+
+
+class ListenError(Exception):
+    """The address cannot be listened on; the text names the setting."""
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server; when it stops is the lifecycle's decision."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals alone: uvicorn would close its listeners at the first."""
+        yield
+
+
+def build(app: Any, grace_seconds: float) -> Server:
+    """Return a server for the application; it waits `grace_seconds` for requests at its end."""
+    return Server(
+        uvicorn.Config(
+            app,
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            backlog=BACKLOG,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=max(1, round(grace_seconds)),
+        )
+    )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a listening socket; raises ListenError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Accepted sockets inherit these: a client that has vanished without a word is noticed.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _KEEP_ALIVE_OPTIONS:
+            listener.setsockopt(socket.IPPROTO_TCP, option, value)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        reason = (error.strerror or str(error)).lower()
+        raise ListenError(
+            f"cannot listen on {host} port {port}: {reason}; "
+            "choose others with --host and --port (OPENAI_PROXY_HOST, OPENAI_PROXY_PORT)"
+        ) from None
+    listener.setblocking(False)
+    return listener
+
+
+_KEEP_ALIVE_OPTIONS = (
+    (socket.TCP_KEEPIDLE, 30),
+    (socket.TCP_KEEPINTVL, 10),
+    (socket.TCP_KEEPCNT, 3),
+)

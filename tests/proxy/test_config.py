@@ -1,0 +1,146 @@
+"""Settings: flags, then the environment, then defaults; errors name the setting."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Any
+
+import pytest
+
+from openai_proxy.config import ConfigError, Settings, flag_of, load, variable_of
+from openai_proxy.flags import parse
+
+URL = {"upstream_url": "http://127.0.0.1:8080"}
+
+
+def test_defaults() -> None:
+    """Without any setting but the upstream, the documented defaults hold."""
+    settings = load(URL)
+    assert ipaddress.ip_address(settings.host).is_unspecified
+    assert settings.port == 8000
+    assert settings.request_timeout_seconds == 600
+    assert (settings.drain_delay_seconds, settings.grace_seconds) == (5, 30)
+    assert settings.max_body_bytes == 8 * 1024 * 1024
+
+
+def test_flags_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flag wins over its variable, the variable over the default."""
+    monkeypatch.setenv("OPENAI_PROXY_PORT", "9001")
+    monkeypatch.setenv("OPENAI_PROXY_GRACE_SECONDS", "7.5")
+    settings = load(parse(["--port", "9002", "--upstream-url", "http://h"]))
+    assert (settings.port, settings.grace_seconds) == (9002, 7.5)
+
+
+def test_every_setting_is_a_flag_and_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each setting can be given both ways, with the same result."""
+    values = {
+        "backend": "llamacpp",
+        "backend_args": "--n_ctx 512",
+        "log_level": "debug",
+        "log_format": "json",
+        "upstream_url": None,
+    }
+    for name, field in Settings.model_fields.items():
+        text = values.get(name, "7")
+        if text is None or field.annotation is bool:
+            continue
+        base = {"backend": "llamacpp", "model_path": "m.gguf"}
+        flag = [f"{flag_of(name)}=--n_ctx", f"{flag_of(name)}=512"]
+        if name != "backend_args":
+            flag = [flag_of(name), text]
+        by_flag = load({**base, **parse(flag)})
+        with monkeypatch.context() as patch:
+            patch.setenv(variable_of(name), text)
+            base.pop(name, None)
+            by_variable = load(base)
+        assert getattr(by_flag, name) == getattr(by_variable, name), name
+
+
+def test_aliases() -> None:
+    """--proxy-host and --proxy-port are other names of --host and --port."""
+    assert parse(["--proxy-host", "::1", "--proxy-port", "9"]) == {"host": "::1", "port": "9"}
+
+
+def test_backend_arguments() -> None:
+    """Backend arguments come from --backend-arg and from what follows --, in this order."""
+    flags = parse(["--backend-arg=--a", "--backend-arg", "1", "--", "--b", "2", "--port"])
+    assert flags["backend_args"] == ("--a", "1", "--b", "2", "--port")
+
+
+def test_backend_arguments_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variable is split as a shell does it."""
+    monkeypatch.setenv("OPENAI_PROXY_BACKEND_ARGS", "--a 'b c' --d")
+    assert load(URL).backend_args == ("--a", "b c", "--d")
+
+
+@pytest.mark.parametrize("value", ["tcp://10.0.0.1:80", "udp://10.0.0.1:53", ""])
+def test_service_links_are_ignored(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    """What Kubernetes injects for a Service of our name, and empty variables, set nothing."""
+    monkeypatch.setenv("OPENAI_PROXY_PORT", value)
+    assert load(URL).port == 8000
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({}, "--upstream-url"),
+        ({**URL, "backend": "llamacpp", "model_path": "m"}, "--backend"),
+        ({"backend": "llamacpp"}, "--model-path"),
+        ({"backend": "vllm", "model_path": "m"}, "--backend"),
+        ({**URL, "port": "-1"}, "--port"),
+        ({**URL, "request_timeout_seconds": "0"}, "--request-timeout-seconds"),
+        ({**URL, "request_timeout_seconds": "inf"}, "--request-timeout-seconds"),
+        ({**URL, "grace_seconds": "nan"}, "--grace-seconds"),
+        ({**URL, "log_level": "loud"}, "--log-level"),
+        ({"upstream_url": "localhost:8080"}, "--upstream-url"),
+        ({"upstream_url": "http://h/v1?key=1"}, "--upstream-url"),
+        ({**URL, "max_body_bytes": "8MiB"}, "--max-body-bytes"),
+    ],
+)
+def test_bad_values(flags: dict[str, Any], says: str) -> None:
+    """A bad value is refused by one line that names the setting."""
+    with pytest.raises(ConfigError) as raised:
+        load(flags)
+    assert says in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_bad_values_of_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error names the variable where the value came from it, and shows the value."""
+    monkeypatch.setenv("OPENAI_PROXY_PORT", "80a")
+    with pytest.raises(ConfigError, match=r"^OPENAI_PROXY_PORT: .*'80a'.*--port"):
+        load(URL)
+
+
+def test_secrets_are_not_shown() -> None:
+    """Neither an error nor repr shows what may hold a secret."""
+    with pytest.raises(ConfigError) as raised:
+        load({"upstream_url": "http://me:hunter2@h"})
+    assert "hunter2" not in str(raised.value)
+    settings = load(
+        {"backend": "llamacpp", "model_path": "m", "backend_args": ("--key", "hunter2")}
+    )
+    assert "hunter2" not in repr(settings)
+    assert "hunter2" not in str(settings)
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "model"),
+    [
+        ("/models/tiny.gguf", None, "tiny"),
+        ("/models/qwen2.5", None, "qwen2.5"),
+        ("/models/tiny/", None, "tiny"),
+        ("/models/tiny.gguf", "mine", "mine"),
+        ("/", None, "model"),
+    ],
+)
+def test_model_name(path: str, name: str | None, model: str) -> None:
+    """A model is called as given, else like its file or directory."""
+    flags = {"backend": "llamacpp", "model_path": path, "model_name": name}
+    assert load(flags).served_model == model
+
+
+def test_frozen() -> None:
+    """Settings cannot be changed."""
+    with pytest.raises(ValueError, match="frozen"):
+        load(URL).port = 1

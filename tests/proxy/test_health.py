@@ -1,0 +1,119 @@
+"""Health, readiness and metrics, under / and under /v1."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from aiohttp import web
+
+from tests.proxy import harness
+from tests.proxy.harness import (
+    DONE,
+    Proxy,
+    StandIn,
+    answered,
+    answered_json,
+    chunk,
+    streamed,
+    until,
+)
+
+NOTHING_READY = answered_json({"object": "list", "data": [], "models": ["tiny"]})
+
+
+@pytest.mark.parametrize("prefix", ["", "/v1"])
+async def test_healthy(proxy: Proxy, upstream: StandIn, prefix: str) -> None:
+    """A ready upstream makes all three endpoints say 200, the detail in its documented form."""
+    assert (await proxy.get(f"{prefix}/health/live"))[0] == 200
+    assert await proxy.get(f"{prefix}/health/ready") == (200, {"status": "ready"})
+    status, report = await proxy.get(f"{prefix}/health")
+    assert status == 200
+    assert report == {
+        "status": "healthy",
+        "backend": {"status": "ready", "healthy": True, "url": upstream.url, "models": ["tiny"]},
+    }
+
+
+@pytest.mark.parametrize(
+    "models", [NOTHING_READY, answered(503, "", "text/plain"), answered(200, "?", "text/plain")]
+)
+async def test_not_ready(upstream: StandIn, models: harness.Respond) -> None:
+    """Without a ready model the server is alive, but neither ready nor healthy."""
+    upstream.models = models
+    async with harness.proxy(upstream_url=upstream.url) as proxy:
+        assert (await proxy.get("/health/live"))[0] == 200
+        assert await proxy.get("/health/ready") == (503, {"status": "not_ready"})
+        status, report = await proxy.get("/health")
+        assert (status, report["status"]) == (503, "unhealthy")
+        assert report["backend"]["status"] == "not_ready"
+        assert report["backend"]["reason"]
+
+
+async def test_readiness_follows_the_upstream(proxy: Proxy, upstream: StandIn) -> None:
+    """Readiness goes and comes back with the upstream's model."""
+    ready = upstream.models
+    upstream.models = NOTHING_READY
+    await until(lambda: has_status(proxy, 503))
+    upstream.models = ready
+    await until(lambda: has_status(proxy, 200))
+
+
+async def has_status(proxy: Proxy, status: int) -> bool:
+    """Whether readiness has this status."""
+    return (await proxy.get("/health/ready"))[0] == status
+
+
+async def test_an_upstream_without_a_list_of_models_is_ready(upstream: StandIn) -> None:
+    """A server that has no list of models is ready as long as it answers."""
+    upstream.models = answered(404, "", "text/plain")
+    async with harness.proxy(upstream_url=upstream.url) as proxy:
+        await until(lambda: has_status(proxy, 200))
+
+
+async def test_probes_do_not_queue_behind_requests(upstream: StandIn) -> None:
+    """With every connection in use, the server stays ready and lists models."""
+
+    async def hang(_: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(3600)
+        return web.Response()
+
+    upstream.respond = hang
+    async with harness.proxy(upstream_url=upstream.url, max_upstream_connections=1) as proxy:
+        chats = [asyncio.create_task(proxy.chat()) for _ in range(3)]
+        await asyncio.wait_for(upstream.began.wait(), 2)
+        assert (await proxy.get("/v1/models"))[0] == 200
+        assert (await proxy.lifecycle._state.probe.look()).is_ready  # type: ignore[union-attr]
+        for chat in chats:
+            chat.cancel()
+        await asyncio.gather(*chats, return_exceptions=True)
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/v1/metrics"])
+async def test_metrics(proxy: Proxy, upstream: StandIn, path: str) -> None:
+    """Requests are counted by path, status and model; streams have a time to first token."""
+    await proxy.chat()
+    await proxy.chat(model="unknown")
+    upstream.respond = streamed(chunk("a"), DONE)
+    await proxy.stream()
+    upstream.respond = answered(500, "", "text/plain")
+    await proxy.chat()
+    await until(lambda: len(proxy.lifecycle._running) == 0)
+    async with proxy.http.get(proxy.url + path) as response:
+        assert response.headers["content-type"].startswith("text/plain")
+        lines = (await response.text()).splitlines()
+    common = 'path="/v1/chat/completions"'
+    assert f'openai_proxy_requests_total{{model="tiny",{common},status="200"}} 2.0' in lines
+    assert f'openai_proxy_requests_total{{model="tiny",{common},status="502"}} 1.0' in lines
+    assert f'openai_proxy_requests_total{{model="other",{common},status="200"}} 1.0' in lines
+    assert f'openai_proxy_time_to_first_token_seconds_count{{model="tiny",{common}}} 1.0' in lines
+    assert 'openai_proxy_upstream_errors_total{code="upstream_error"} 1.0' in lines
+    assert "openai_proxy_requests_in_flight 1.0" in lines  # this one
+    assert "openai_proxy_ready 1.0" in lines
+
+
+async def test_head(proxy: Proxy) -> None:
+    """HEAD is answered as GET, without a body."""
+    async with proxy.http.head(f"{proxy.url}/health/ready") as response:
+        assert response.status == 200
+        assert await response.read() == b""

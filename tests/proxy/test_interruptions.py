@@ -1,0 +1,149 @@
+"""Deadlines and clients that leave: the request ends, and the upstream learns of it at once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+
+import pytest
+from aiohttp import web
+
+from tests.proxy import harness
+from tests.proxy.harness import CHAT, MESSAGES, Proxy, StandIn, chunk, start_stream, until
+from tests.proxy.test_errors import error_of, last_event
+
+
+async def silent(_: web.Request) -> web.StreamResponse:
+    """Never answer."""
+    await asyncio.sleep(3600)
+    return web.Response()
+
+
+async def stuck(request: web.Request) -> web.StreamResponse:
+    """Begin a stream and fall silent."""
+    response = await start_stream(request)
+    await response.write(chunk("a"))
+    await asyncio.sleep(3600)
+    return response
+
+
+async def endless(request: web.Request) -> web.StreamResponse:
+    """Stream on and on."""
+    response = await start_stream(request)
+    while True:
+        await response.write(chunk("x" * 100))
+        await asyncio.sleep(0.01)
+
+
+async def leave(proxy: Proxy, stream: bool, read_first: bool) -> None:
+    """Send a request on a socket of its own, and hang up."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+    body = json.dumps({"messages": MESSAGES, "stream": stream}).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+    writer.write(head.encode() + body)
+    await writer.drain()
+    if read_first:
+        await reader.readuntil(b"\n\n")
+    else:
+        await asyncio.sleep(0.1)
+    writer.close()
+    await writer.wait_closed()
+
+
+@pytest.mark.parametrize(
+    ("respond", "stream", "read_first"),
+    [(silent, False, False), (silent, True, False), (stuck, True, True), (endless, True, True)],
+    ids=["whole", "before the first event", "silent in mid-stream", "in mid-stream"],
+)
+async def test_disconnect_closes_the_upstream(
+    proxy: Proxy, upstream: StandIn, respond: harness.Respond, stream: bool, read_first: bool
+) -> None:
+    """When its client leaves, the upstream's connection is closed within a second."""
+    upstream.respond = respond
+    await leave(proxy, stream, read_first)
+    left_at = time.monotonic()
+    await asyncio.wait_for(upstream.closed.wait(), 1)
+    assert time.monotonic() - left_at < 1
+    await until(lambda: len(proxy.lifecycle._running) == 0, 1)
+
+
+async def test_disconnect_while_uploading(proxy: Proxy, upstream: StandIn) -> None:
+    """A client that leaves in the middle of its body costs nothing further."""
+    _, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+    writer.write(f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{{".encode())
+    await writer.drain()
+    await until(lambda: len(proxy.lifecycle._running) == 1, 1)
+    writer.close()
+    await writer.wait_closed()
+    await until(lambda: len(proxy.lifecycle._running) == 0, 1)
+    assert upstream.requests == []
+
+
+async def test_deadline_before_the_first_byte(upstream: StandIn) -> None:
+    """A request past its deadline gets 504, and its upstream connection is closed."""
+    upstream.respond = silent
+    async with harness.proxy(upstream_url=upstream.url, request_timeout_seconds=0.3) as proxy:
+        for stream in (False, True):
+            upstream.closed.clear()
+            status, body = await proxy.chat(stream=stream)
+            assert (status, error_of(body)["code"]) == (504, "request_timeout")
+            await asyncio.wait_for(upstream.closed.wait(), 1)
+
+
+@pytest.mark.parametrize("respond", [stuck, endless])
+async def test_deadline_in_mid_stream(upstream: StandIn, respond: harness.Respond) -> None:
+    """A stream past its deadline ends with an error event."""
+    upstream.respond = respond
+    async with harness.proxy(upstream_url=upstream.url, request_timeout_seconds=0.3) as proxy:
+        stream = await asyncio.wait_for(proxy.stream(), 3)
+        assert stream.startswith("data: {")
+        assert error_of(last_event(stream))["code"] == "request_timeout"
+        await asyncio.wait_for(upstream.closed.wait(), 1)
+
+
+async def test_deadline_while_uploading(upstream: StandIn) -> None:
+    """A body that does not come within the deadline is answered with 504."""
+    async with harness.proxy(upstream_url=upstream.url, request_timeout_seconds=0.3) as proxy:
+        reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+        writer.write(f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n".encode())
+        line = await asyncio.wait_for(reader.readline(), 3)
+        assert b"504" in line
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_silence_before_the_first_byte(upstream: StandIn) -> None:
+    """An upstream silent for longer than the read timeout gives 504."""
+    upstream.respond = silent
+    async with harness.proxy(upstream_url=upstream.url, read_timeout_seconds=0.2) as proxy:
+        status, body = await proxy.chat()
+        assert (status, error_of(body)["code"]) == (504, "request_timeout")
+
+
+async def test_silence_in_mid_stream(upstream: StandIn) -> None:
+    """A stream silent for longer than the read timeout ends with an error event."""
+    upstream.respond = stuck
+    async with harness.proxy(upstream_url=upstream.url, read_timeout_seconds=0.2) as proxy:
+        stream = await asyncio.wait_for(proxy.stream(), 3)
+        assert error_of(last_event(stream))["code"] == "upstream_stream_broken"
+
+
+async def test_a_client_that_does_not_read_is_given_up(upstream: StandIn) -> None:
+    """A client that stops reading its stream ends at the deadline; the upstream is closed."""
+
+    async def flood(request: web.Request) -> web.StreamResponse:
+        response = await start_stream(request)
+        while True:
+            await response.write(chunk("x" * 60_000))
+
+    upstream.respond = flood
+    async with harness.proxy(upstream_url=upstream.url, request_timeout_seconds=0.5) as proxy:
+        reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port, limit=1024)
+        body = json.dumps({"messages": MESSAGES, "stream": True}).encode()
+        head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body)
+        await asyncio.wait_for(upstream.closed.wait(), 3)
+        await until(lambda: len(proxy.lifecycle._running) == 0, 3)
+        writer.transport.abort()
+        assert reader is not None
