@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from kserve_llamacpp.errors import ConfigurationError, ModelFileError
 from kserve_llamacpp.logging import LOG_FORMATS, LOG_LEVELS
 
 GGUF_MAGIC = b"GGUF"
+_LATER_PART = re.compile(r"-(?!00001-)\d{5}-of-\d{5}\.gguf$")  # of a model in several files
 MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ
 
 
@@ -91,6 +94,8 @@ def read_config(args: argparse.Namespace) -> Config:
     """
     for name, least in _LEAST.items():
         value = getattr(args, name)
+        if not math.isfinite(value):
+            raise ConfigurationError(f"--{name} is {value}, but must be a finite number")
         if value < least:
             raise ConfigurationError(f"--{name} is {value}, but must be at least {least}")
     if args.max_sequences > MAX_SEQUENCES:
@@ -156,7 +161,7 @@ def find_model(place: Path) -> Path:
     """
     if place.is_dir():
         files = sorted(place.rglob("*.gguf"))
-        first_parts = [f for f in files if "-of-" not in f.name or "-00001-of-" in f.name]
+        first_parts = [file for file in files if not _LATER_PART.search(file.name)]
         if not first_parts:
             raise ModelFileError(
                 f"--model_dir: no *.gguf file in {place}: put one there, or name the file itself"

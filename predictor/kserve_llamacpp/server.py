@@ -103,6 +103,8 @@ class LlamaCppServer(ModelServer):  # type: ignore[misc]  # kserve has no types
 
     def _on_signal(self, number: int) -> None:
         if self._stopping is not None:
+            if number != signal.SIGINT:
+                return  # who ends a process group often says so twice; only a person insists
             self._log.warning("second_signal", signal=signal.Signals(number).name)
             if (pid := self._served.engine.pid) is not None:
                 os.kill(pid, signal.SIGKILL)

@@ -56,6 +56,7 @@ class GenerationRequest(BaseModel):
     top_k: int | None = Field(None, ge=-1, lt=_INT32)
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, gt=0, le=2)
+    ignore_eos: bool | None = None
 
     def stop_strings(self) -> list[str]:
         """Return `stop` as a list, empty where it is not given."""

@@ -89,6 +89,8 @@ class Lifecycle:
 
     def _on_signal(self, number: int) -> None:
         if self._stop.is_set():
+            if number != signal.SIGINT:
+                return  # who ends a process group often says so twice; only a person insists
             log.warning("second_signal", signal=signal.Signals(number).name)
             if self._state.backend is not None:
                 self._state.backend.kill()

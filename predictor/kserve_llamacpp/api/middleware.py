@@ -136,10 +136,10 @@ class Exchange:
             "method": self._scope["method"],
             "path": self.path[:256],
             "status": self._status,
-            "duration_ms": round((now - self._began) * 1000, 1),
+            "duration_seconds": round(now - self._began, 6),
         }
         if self._first_byte is not None:
-            facts["first_byte_ms"] = round((self._first_byte - self._began) * 1000, 1)
+            facts["first_byte_seconds"] = round(self._first_byte - self._began, 6)
         if self.has_client_left:
             facts["client_left"] = True
         facts.update(self._scope["access_log"])

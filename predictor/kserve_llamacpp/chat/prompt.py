@@ -11,6 +11,11 @@ from kserve_llamacpp.engine.generation import Request
 from openai_protocol.errors import ErrorCode, InvalidRequest
 from openai_protocol.requests import ChatCompletionRequest, CompletionRequest, GenerationRequest
 
+# Small and quantised models have a long tail of nonsense; llama.cpp's own server cuts it off, too.
+DEFAULT_MIN_P = 0.05
+
+_MAX_TOKEN_DIGITS = 10
+
 Number = TypeVar("Number", int, float)
 
 # OpenAI's parameters that change nothing here when they have these values
@@ -124,11 +129,12 @@ def _sampling(body: GenerationRequest, facts: ModelFacts) -> SamplingParams:
         temperature=_or(body.temperature, 1.0),
         top_k=max(0, _or(body.top_k, 0)),
         top_p=_or(body.top_p, 1.0),
-        min_p=_or(body.min_p, 0.0),
+        min_p=_or(body.min_p, DEFAULT_MIN_P),
         repetition_penalty=_or(body.repetition_penalty, 1.0),
         presence_penalty=_or(body.presence_penalty, 0.0),
         frequency_penalty=_or(body.frequency_penalty, 0.0),
         logit_bias=_logit_bias(body, facts),
+        ignore_eos=bool(body.ignore_eos),
         seed=body.seed if body.seed is not None else secrets.randbits(63),
     )
 
@@ -140,7 +146,8 @@ def _or(value: Number | None, default: Number) -> Number:
 def _logit_bias(body: GenerationRequest, facts: ModelFacts) -> dict[int, float]:
     biases = {}
     for key, bias in (body.logit_bias or {}).items():
-        if not key.isdecimal() or int(key) >= facts.n_vocab:
+        # a number of thousands of digits cannot even be read
+        if not key.isdecimal() or len(key) > _MAX_TOKEN_DIGITS or int(key) >= facts.n_vocab:
             raise InvalidRequest(
                 f"Invalid 'logit_bias': '{key[:64]}' is not a token id below {facts.n_vocab}.",
                 param="logit_bias",

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any, NoReturn
 
 import jinja2
+import jinja2.ext
 import jinja2.sandbox
 
 from openai_protocol.errors import ErrorCode, InvalidRequest
@@ -23,7 +24,9 @@ class ChatTemplate:
     def __init__(self, source: str, bos_token: str, eos_token: str) -> None:
         """Compile a template; raises ValueError when it is not one."""
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=["jinja2.ext.loopcontrols", _GenerationTag],
         )
         environment.filters["tojson"] = _tojson
         environment.globals["raise_exception"] = _raise_exception
@@ -32,7 +35,7 @@ class ChatTemplate:
         self._eos_token = eos_token
         try:
             self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
+        except Exception as error:  # not all are Jinja's own: it may be nested too deeply
             raise ValueError(f"the chat template cannot be compiled: {error}") from error
 
     def render(self, messages: list[Message]) -> str:
@@ -62,6 +65,17 @@ class ChatTemplate:
                 param="messages",
                 code=ErrorCode.CHAT_TEMPLATE_FAILED,
             ) from None
+
+
+class _GenerationTag(jinja2.ext.Extension):
+    """`{% generation %}`, which marks what the assistant wrote; a prompt needs no marks."""
+
+    tags = {"generation"}  # noqa: RUF012 - Jinja's own declaration, never changed
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        """Return what stands between the tags."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 class _Refusal(Exception):
@@ -103,8 +117,20 @@ def _text(message: Message, at: int) -> str:
     return "".join(texts)
 
 
-def _tojson(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
 
 
 def _raise_exception(message: str) -> NoReturn:

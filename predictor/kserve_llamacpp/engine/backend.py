@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,10 @@ class LlamaBackend:
 
     def sampler(self, params: SamplingParams, prompt: list[int]) -> LlamaSampler:
         """Make a sampler that draws from the batch computed last."""
-        return LlamaSampler(self._context, self.n_vocab, self.max_length, params, prompt)
+        biases = dict(params.logit_bias)
+        if params.ignore_eos:
+            biases |= dict.fromkeys(self._end_tokens, -math.inf)
+        return LlamaSampler(self._context, self.n_vocab, self.max_length, params, biases, prompt)
 
     def drop(self, slot: int) -> None:
         """Free all cells of a slot."""
@@ -148,6 +152,10 @@ class LlamaBackend:
             fingerprint="fp_" + hashlib.sha256(identity.encode()).hexdigest()[:12],
             build=build,
         )
+
+    @cached_property
+    def _end_tokens(self) -> list[int]:
+        return [token for token in range(self.n_vocab) if self.is_end(token)]
 
     def _special_text(self, token: int) -> str:
         if token < 0:
@@ -245,7 +253,13 @@ class LlamaSampler:
     """A chain of llama.cpp's samplers that ends in a draw seeded for its place alone."""
 
     def __init__(
-        self, context: Any, n_vocab: int, memory: int, params: SamplingParams, prompt: list[int]
+        self,
+        context: Any,
+        n_vocab: int,
+        memory: int,
+        params: SamplingParams,
+        biases: dict[int, float],
+        prompt: list[int],
     ) -> None:
         self._context = context
         self._n_vocab = n_vocab
@@ -254,7 +268,7 @@ class LlamaSampler:
         chain_params = llama.llama_sampler_chain_default_params()
         chain_params.no_perf = True
         self._chain = llama.llama_sampler_chain_init(chain_params)
-        for sampler in _samplers(n_vocab, memory, params, prompt):
+        for sampler in _samplers(n_vocab, memory, params, biases, prompt):
             llama.llama_sampler_chain_add(self._chain, sampler)
         if self._is_greedy:
             llama.llama_sampler_chain_add(self._chain, llama.llama_sampler_init_greedy())
@@ -285,14 +299,16 @@ class LlamaSampler:
             self._chain = None
 
 
-def _samplers(n_vocab: int, memory: int, params: SamplingParams, prompt: list[int]) -> list[Any]:
+def _samplers(
+    n_vocab: int, memory: int, params: SamplingParams, biases: dict[int, float], prompt: list[int]
+) -> list[Any]:
     """Return the samplers that reshape the distribution, in llama.cpp's usual order."""
     samplers = []
-    if params.logit_bias:
-        biases = (llama.llama_logit_bias * len(params.logit_bias))(
-            *(llama.llama_logit_bias(token, bias) for token, bias in params.logit_bias.items())
+    if biases:
+        array = (llama.llama_logit_bias * len(biases))(
+            *(llama.llama_logit_bias(token, bias) for token, bias in biases.items())
         )
-        samplers.append(llama.llama_sampler_init_logit_bias(n_vocab, len(biases), biases))
+        samplers.append(llama.llama_sampler_init_logit_bias(n_vocab, len(array), array))
     if params.repetition_penalty != 1:
         repetition = llama.llama_sampler_init_penalties(
             n_vocab, memory, params.repetition_penalty, 0.0, 0.0

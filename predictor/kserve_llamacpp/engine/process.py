@@ -60,9 +60,13 @@ class Restarts:
 class EngineProcess:
     """One process after another, started by `run`; owner: the client."""
 
-    def __init__(self, command: list[str]) -> None:
-        """`command` starts the engine; `{fd}` in it stands for the number of its socket."""
+    def __init__(self, command: list[str], exit_seconds: float = _EXIT_SECONDS) -> None:
+        """`command` starts the engine; `{fd}` in it stands for the number of its socket.
+
+        Once the socket is closed, an engine has `exit_seconds` to leave before it is killed.
+        """
         self._command = command
+        self._exit_seconds = exit_seconds
         self._log = structlog.get_logger("engine.process")
         self._process: asyncio.subprocess.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
@@ -98,7 +102,8 @@ class EngineProcess:
         reader, self._writer = await asyncio.open_connection(sock=ours)
         try:
             await self._read(reader, on_report)
-            return await asyncio.wait_for(self._process.wait(), timeout=_EXIT_SECONDS)
+            self._writer.close()  # an engine that wrote what cannot be read leaves by this
+            return await asyncio.wait_for(self._process.wait(), timeout=self._exit_seconds)
         except TimeoutError:  # it closed its socket, but lives on
             return None
         finally:

@@ -1,0 +1,202 @@
+"""From a checked request to what the engine is asked: nothing is dropped in silence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from kserve_llamacpp.chat import prompt as chat_prompt
+from kserve_llamacpp.chat.prompt import chat_request, completion_requests
+from kserve_llamacpp.chat.template import ChatTemplate
+from kserve_llamacpp.engine.frames import ModelFacts
+from kserve_llamacpp.engine.generation import Request
+from openai_protocol.errors import InvalidRequest
+from openai_protocol.requests import ChatCompletionRequest, CompletionRequest
+from tests.predictor.fake_process import FACTS
+
+_PLAIN = ChatTemplate("{{ messages[0].content }}", "<s>", "</s>")
+
+
+def _chat(
+    template: ChatTemplate | None = _PLAIN, facts: ModelFacts = FACTS, **fields: Any
+) -> Request:
+    body = ChatCompletionRequest(messages=[{"role": "user", "content": "hi"}], **fields)
+    return chat_request(body, template, facts, "req-1")
+
+
+def _texts(prompt: Any, **fields: Any) -> list[Request]:
+    return completion_requests(CompletionRequest(prompt=prompt, **fields), FACTS, "req-1")
+
+
+def _refusal(**fields: Any) -> InvalidRequest:
+    with pytest.raises(InvalidRequest) as caught:
+        _chat(**fields)
+    return caught.value
+
+
+def test_a_chat_becomes_one_prompt() -> None:
+    """A chat is rendered, keeps its request's id, and is blamed as `messages`."""
+    request = _chat(max_completion_tokens=9, stop="x")
+
+    assert (request.prompt, request.request_id, request.field) == ("hi", "req-1", "messages")
+    assert (request.max_tokens, request.stops) == (9, ["x"])
+
+
+def test_each_prompt_of_a_completion_is_a_request() -> None:
+    """Several prompts are as many requests, texts and token ids alike, blamed as `prompt`."""
+    assert [request.prompt for request in _texts(["a", "b"])] == ["a", "b"]
+    (request,) = _texts([1, 2])
+    assert (request.prompt, request.field, request.add_special) == ([1, 2], "prompt", True)
+
+
+@pytest.mark.parametrize(
+    ("source", "bos_token", "add_special"),
+    [
+        ("{{ bos_token }}x", "<s>", False),
+        ("x", "<s>", True),
+        ("x{{ bos_token }}", "<s>", True),
+        ("x", "", True),
+    ],
+)
+def test_the_first_token_is_never_doubled(source: str, bos_token: str, add_special: bool) -> None:
+    """The tokenizer adds the first token only where the template has not written it."""
+    facts = msgspec.structs.replace(FACTS, bos_token=bos_token)
+
+    assert _chat(ChatTemplate(source, bos_token, "</s>"), facts).add_special is add_special
+
+
+def test_a_model_without_a_template_has_no_chat() -> None:
+    """Without a chat template a chat is refused, and told what to use instead."""
+    with pytest.raises(InvalidRequest) as caught:
+        _chat(template=None)
+
+    assert (caught.value.code, caught.value.param) == ("no_chat_template", "messages")
+    assert "/v1/completions" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("best_of", 2),
+        ("echo", True),
+        ("functions", [{"name": "f"}]),
+        ("logprobs", True),
+        ("logprobs", 5),
+        ("modalities", ["text", "audio"]),
+        ("n", 2),
+        ("response_format", {"type": "json_object"}),
+        ("suffix", "end"),
+        ("tool_choice", "required"),
+        ("tools", [{"type": "function"}]),
+        ("top_logprobs", 3),
+    ],
+)
+def test_what_would_be_ignored_is_refused_by_name(name: str, value: Any) -> None:
+    """A parameter that is not supported is refused, not ignored: the answer would be another."""
+    error = _refusal(**{name: value})
+
+    assert (error.status, error.code, error.param) == (400, "unsupported_parameter", name)
+    assert f"'{name}'" in error.message
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"best_of": 1},
+        {"n": 1},
+        {"logprobs": False},
+        {"tools": []},
+        {"tool_choice": "none"},
+        {"parallel_tool_calls": True},
+        {"response_format": {"type": "text"}},
+        {"top_logprobs": 0},
+        {"store": True, "metadata": {"a": "b"}, "service_tier": "auto", "user": "me"},
+        {"whatever": None},
+    ],
+)
+def test_what_changes_nothing_is_taken(fields: dict[str, Any]) -> None:
+    """Parameters at the values that they have anyway, and those of accounting, are accepted."""
+    assert _chat(**fields).prompt == "hi"
+
+
+def test_an_unknown_parameter_is_refused_by_name() -> None:
+    """A misspelt parameter is told, with its name cut to a bounded length."""
+    error = _refusal(temprature=1)
+    long = _refusal(**{"x" * 1000: 1})
+
+    assert (error.code, error.param) == ("unknown_parameter", "temprature")
+    assert len(long.message) < 200
+
+
+def test_echo_is_refused_in_completions_too() -> None:
+    """`echo` is a field of completions, and not supported there either."""
+    with pytest.raises(InvalidRequest) as caught:
+        _texts("a", echo=True)
+
+    assert (caught.value.code, caught.value.param) == ("unsupported_parameter", "echo")
+    assert len(_texts("a", echo=False)) == 1
+
+
+def test_sampling_parameters_arrive() -> None:
+    """Every parameter of sampling reaches the engine with its value."""
+    fields = {
+        "temperature": 0.5,
+        "top_k": 7,
+        "top_p": 0.25,
+        "min_p": 0.125,
+        "repetition_penalty": 1.5,
+        "presence_penalty": 0.75,
+        "frequency_penalty": -0.5,
+        "seed": 11,
+    }
+    sampling = _chat(**fields).sampling
+
+    assert {name: getattr(sampling, name) for name in fields} == fields
+
+
+def test_zero_is_a_value() -> None:
+    """A parameter of 0 is not taken for one that was left out."""
+    sampling = _chat(temperature=0, min_p=0, presence_penalty=0, seed=0).sampling
+
+    assert (sampling.temperature, sampling.min_p, sampling.seed) == (0, 0, 0)
+
+
+def test_what_is_left_out_has_the_documented_defaults() -> None:
+    """Without parameters the engine samples at OpenAI's temperature, and cuts off the tail."""
+    sampling = _chat(temperature=None).sampling
+
+    assert (sampling.temperature, sampling.top_p, sampling.top_k) == (1.0, 1.0, 0)
+    assert sampling.min_p == chat_prompt.DEFAULT_MIN_P
+    assert (sampling.repetition_penalty, sampling.logit_bias) == (1.0, {})
+
+
+def test_top_k_of_minus_one_is_no_limit() -> None:
+    """-1 is vLLM's way to write what is 0 here."""
+    assert _chat(top_k=-1).sampling.top_k == 0
+
+
+def test_requests_without_a_seed_differ() -> None:
+    """A request without a seed gets a random one of its own; all are in the engine's range."""
+    seeds = [_chat().sampling.seed for _ in range(20)]
+
+    assert len(set(seeds)) == 20
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_logit_bias_is_by_token_id() -> None:
+    """Biases arrive under numbers, the largest token included."""
+    biases = _chat(logit_bias={"0": -100, "257": 1.5}).sampling.logit_bias
+
+    assert biases == {0: -100.0, 257: 1.5}
+
+
+@pytest.mark.parametrize("key", ["258", "-1", "hello", "", "1.0", " 1", "9" * 5000])
+def test_a_logit_bias_for_no_token_is_refused(key: str) -> None:
+    """A key that is no token id of this model is the client's mistake, however long it is."""
+    error = _refusal(logit_bias={key: 1})
+
+    assert (error.status, error.code, error.param) == (400, "invalid_value", "logit_bias")
+    assert "below 258" in error.message
+    assert len(error.message) < 200

@@ -1,0 +1,148 @@
+"""Preemption, a full cache, broken logits, a failed batch: who is hit, and who is not."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kserve_llamacpp.engine.engine import DecodeFailed, KVCacheFull
+from tests.predictor.engine_run import EngineRun
+from tests.predictor.fake_backend import FakeBackend, letters
+
+
+def _expected(prompt: str, count: int) -> str:
+    tokens = tuple(prompt.encode())
+    return "".join(chr(letters(tokens, at)) for at in range(count))
+
+
+def test_preempted_requests_get_what_they_get_alone() -> None:
+    """A request that gives up its cells is computed anew and answers as if nothing had been."""
+    run = EngineRun(num_cells=24)
+    prompts = ["aaaa", "bbbb", "cccc"]
+    ids = [run.submit(prompt, max_tokens=12) for prompt in prompts]
+    run.finish()
+
+    assert sum(stats.preemptions for stats in run.stats) >= 2
+    assert [run.text(one) for one in ids] == [_expected(prompt, 12) for prompt in prompts]
+
+
+def test_the_oldest_is_never_preempted() -> None:
+    """Whoever came first gets a token in each step, however little room there is."""
+    run = EngineRun(num_cells=24)
+    first = run.submit("aaaa", max_tokens=19)
+    for prompt in ("bbbb", "cccc", "dddd"):
+        run.submit(prompt, max_tokens=15)
+
+    run.steps(19)
+
+    assert run.reason(first) == "length"
+
+
+def test_a_preempted_request_starts_once() -> None:
+    """The start is told once, also when a sequence is computed a second time."""
+    run = EngineRun(num_cells=12)
+    ids = [run.submit(prompt, max_tokens=8) for prompt in ("aaaa", "bbbb")]
+    run.finish()
+
+    assert sum(stats.preemptions for stats in run.stats) > 0
+    assert run.started == ids
+
+
+@pytest.mark.parametrize("num_really", [12, 15, 18])
+def test_less_room_than_was_counted_preempts_and_goes_on(num_really: int) -> None:
+    """When llama.cpp finds no cells though the count says so, the youngest give way."""
+    run = EngineRun(FakeBackend(num_cells=num_really, max_length=12), num_cells=64)
+    prompts = ["aaaa", "bbb", "cc", "d"]
+    ids = [run.submit(prompt, max_tokens=8) for prompt in prompts]
+    run.finish()
+
+    assert sum(stats.preemptions for stats in run.stats) > 0
+    assert [run.text(one) for one in ids] == [_expected(prompt, 8) for prompt in prompts]
+
+
+def test_the_rest_of_a_full_batch_is_computed_in_the_same_step() -> None:
+    """When the youngest gives way to a full cache, the others get their tokens in that step."""
+    run = EngineRun()
+    first = run.submit("a", max_tokens=9)
+    second = run.submit("b", max_tokens=9)
+    run.step()
+    run.backend.faults.append(KVCacheFull())
+
+    run.step()
+
+    assert (len(run.tokens(first)), len(run.tokens(second))) == (2, 1)
+    run.finish()
+    assert run.text(second) == _expected("b", 9)
+
+
+def test_no_room_for_one_alone_is_a_failed_decode() -> None:
+    """A cache that has no room for a sequence alone is broken: the engine gives up."""
+    run = EngineRun()
+    run.submit("a")
+    run.backend.faults.append(KVCacheFull())
+
+    with pytest.raises(DecodeFailed):
+        run.step()
+
+
+def test_a_failed_decode_ends_the_engine() -> None:
+    """After a batch that failed inside llama.cpp nothing is known: the error goes to the worker."""
+    run = EngineRun()
+    run.submit("a")
+    run.step()
+    run.backend.faults.append(DecodeFailed("code -3"))
+
+    with pytest.raises(DecodeFailed, match="code -3"):
+        run.step()
+
+
+def test_broken_logits_fail_one_request_alone() -> None:
+    """A request whose logits are not finite fails; those in the same batch get their tokens."""
+    run = EngineRun(FakeBackend(not_finite=["bad"]))
+    before = run.submit("a", max_tokens=5)
+    bad = run.submit("bad", max_tokens=5)
+    after = run.submit("c", max_tokens=5)
+    run.finish()
+
+    assert run.rejections[bad].reason == "failed"
+    assert list(run.rejections) == [bad]
+    assert [run.text(one) for one in (before, after)] == [_expected("a", 5), _expected("c", 5)]
+
+
+def test_a_failed_request_says_nothing_of_the_inside() -> None:
+    """The text of a failure holds neither tokens nor addresses, only what failed."""
+    run = EngineRun(FakeBackend(not_finite=["bad"]))
+    bad = run.submit("bad")
+    run.finish()
+
+    assert run.rejections[bad].message == "the model computed no finite logits"
+
+
+def test_preemptions_are_told_once() -> None:
+    """The count of preemptions starts anew with each frame, as the other counters do."""
+    run = EngineRun(num_cells=12)
+    for prompt in ("aaaa", "bbbb"):
+        run.submit(prompt, max_tokens=8)
+    run.finish()
+
+    assert [stats.preemptions for stats in run.stats if stats.preemptions] == [1]
+
+
+@given(
+    prompts=st.lists(st.text(alphabet="xyz", min_size=1, max_size=10), min_size=2, max_size=5),
+    num_cells=st.integers(min_value=20, max_value=48),
+    step_tokens=st.integers(min_value=4, max_value=16),
+    beside=st.integers(min_value=1, max_value=8),
+)
+def test_any_amount_of_room_gives_the_same_answers(
+    prompts: list[str], num_cells: int, step_tokens: int, beside: int
+) -> None:
+    """Cells, budgets and chunk sizes decide when tokens come, never which."""
+    run = EngineRun(
+        num_cells=num_cells, step_tokens=step_tokens, prefill_tokens_beside_decode=beside
+    )
+    ids = [run.submit(prompt, max_tokens=9) for prompt in prompts]
+    run.finish()
+
+    assert [run.text(one) for one in ids] == [_expected(prompt, 9) for prompt in prompts]

@@ -1,0 +1,110 @@
+"""Random arrivals, cancels and steps in tiny caches: nothing leaks, nobody starves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from kserve_llamacpp.engine.sampling import draw_seed
+from tests.predictor.engine_run import EngineRun
+from tests.predictor.fake_backend import END, FakeBackend
+
+_MAX_LENGTH = 20
+_prompts = st.text(alphabet="xyz", min_size=1, max_size=14)
+_stops = st.lists(st.sampled_from(["ab", "c", "bbb"]), max_size=2)
+
+
+def _answer(prompt: tuple[int, ...], position: int) -> int:
+    """Answer with a few letters, so that stop strings occur, and with an end now and then."""
+    return [*b"aabbbbccd", END][draw_seed(hash(prompt), 0, position) % 10]
+
+
+@dataclass
+class _Asked:
+    prompt: str
+    max_tokens: int | None
+    stops: list[str]
+    is_cancelled: bool = False
+
+    def alone(self) -> tuple[str, str]:
+        """Say plainly what the answer is: its text and its reason."""
+        room = _MAX_LENGTH - len(self.prompt)
+        limit = room if self.max_tokens is None else min(room, self.max_tokens)
+        text = ""
+        for position in range(limit):
+            token = _answer(tuple(self.prompt.encode()), position)
+            if token == END:
+                return text, "stop"
+            text += chr(token)
+            complete = [stop for stop in self.stops if text.endswith(stop)]
+            if complete:
+                return text[: -max(len(stop) for stop in complete)], "stop"
+        return text, "length"
+
+
+class RandomOperations(RuleBasedStateMachine):
+    """Does anything that a server may do to its engine; every step checks cells and slots."""
+
+    @initialize(
+        num_cells=st.integers(min_value=_MAX_LENGTH, max_value=3 * _MAX_LENGTH),
+        num_missing=st.integers(min_value=0, max_value=10),
+        max_sequences=st.integers(min_value=1, max_value=4),
+        step_tokens=st.integers(min_value=4, max_value=16),
+        beside=st.integers(min_value=1, max_value=8),
+    )
+    def begin(
+        self, num_cells: int, num_missing: int, max_sequences: int, step_tokens: int, beside: int
+    ) -> None:
+        """Set up an engine whose backend may have fewer cells than the scheduler counts."""
+        backend = FakeBackend(
+            _answer, num_cells=max(_MAX_LENGTH, num_cells - num_missing), max_length=_MAX_LENGTH
+        )
+        self.run = EngineRun(backend, num_cells, max_sequences, step_tokens, beside)
+        self.asked: dict[int, _Asked] = {}
+
+    @rule(prompt=_prompts, max_tokens=st.none() | st.integers(1, 12), stops=_stops)
+    def submit(self, prompt: str, max_tokens: int | None, stops: list[str]) -> None:
+        """Someone asks."""
+        asked = _Asked(prompt, max_tokens, stops)
+        self.asked[self.run.submit(prompt, max_tokens=max_tokens, stops=stops)] = asked
+
+    @precondition(lambda self: self.asked)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        """Someone leaves, whatever their request does at that time."""
+        one = data.draw(st.sampled_from(sorted(self.asked)))
+        if not self.run.is_done(one):
+            self.asked[one].is_cancelled = True
+        self.run.engine.cancel(one)
+        self.run.check_integrity()
+
+    @rule(count=st.integers(min_value=1, max_value=8))
+    def step(self, count: int) -> None:
+        """The engine goes on."""
+        self.run.steps(count)
+
+    @invariant()
+    def what_was_told_is_right(self) -> None:
+        """What anybody got so far begins the answer that they get alone."""
+        for one, asked in getattr(self, "asked", {}).items():
+            assert asked.alone()[0].startswith(self.run.text(one))
+
+    def teardown(self) -> None:
+        """Every request ends within a bounded number of steps, with its own answer."""
+        if not hasattr(self, "run"):
+            return
+        # the oldest gets on in every other step at least: it can be asked to wait once for room
+        most = 2 * sum(len(a.prompt) + _MAX_LENGTH for a in self.asked.values()) + 1
+        self.run.finish(max_steps=most)
+        for one, asked in self.asked.items():
+            if not asked.is_cancelled:
+                assert (self.run.text(one), self.run.reason(one)) == asked.alone()
+
+
+RandomOperations.TestCase.settings = settings(
+    deadline=None, max_examples=60, stateful_step_count=30
+)
+TestRandomOperations = RandomOperations.TestCase

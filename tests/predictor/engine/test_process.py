@@ -1,0 +1,169 @@
+"""The engine's process over a real socket: small Python children play the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import textwrap
+from typing import Any
+
+import pytest
+
+from kserve_llamacpp.engine.frames import Cancel, Loading, Report
+from kserve_llamacpp.engine.process import EngineProcess, worker_command
+
+# Each child gets the number of its socket and these few lines before its own.
+_PRELUDE = """
+import socket, struct, sys, time
+sock = socket.socket(fileno=int(sys.argv[1]))
+def read(count):
+    data = b""
+    while len(data) < count:
+        piece = sock.recv(count - len(data))
+        if not piece:
+            sys.exit(9)
+        data += piece
+    return data
+def read_frame():
+    return read(struct.unpack(">I", read(4))[0])
+def write_loading(fraction):
+    payload = b"\\x82\\xa4type\\xa7Loading\\xa8fraction\\xcb" + struct.pack(">d", fraction)
+    sock.sendall(struct.pack(">I", len(payload)) + payload)
+"""
+
+
+def _process(lines: str, **settings: Any) -> EngineProcess:
+    child = _PRELUDE + textwrap.dedent(lines)
+    # -S and -I: these children start in a tenth of the time without site-packages
+    return EngineProcess([sys.executable, "-I", "-S", "-c", child, "{fd}"], **settings)
+
+
+async def test_frames_travel_both_ways() -> None:
+    """Reports reach the server, commands the engine, and its exit status is returned."""
+    process = _process(
+        """
+        write_loading(0.5)
+        command = read_frame()
+        assert b"Cancel" in command and command.endswith(b"\\x07"), command
+        write_loading(1.0)
+        sys.exit(3)
+        """
+    )
+    reports: list[Report] = []
+
+    def on_report(report: Report) -> None:
+        reports.append(report)
+        if report == Loading(0.5):
+            assert process.pid is not None
+            process.send(Cancel(7))
+
+    assert await process.run(on_report) == 3
+    assert reports == [Loading(0.5), Loading(1.0)]
+    assert process.pid is None
+
+
+async def test_a_killed_engine_gives_its_signal() -> None:
+    """The exit status of a process that a signal ended is the signal's number, negative."""
+    process = _process(
+        """
+        write_loading(0.0)
+        read_frame()
+        """
+    )
+
+    def kill(_: Report) -> None:
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+
+    assert await process.run(kill) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        "sock.sendall(b'\\xff' * 100)",
+        "sock.sendall(struct.pack('>I', 3) + b'\\xc1\\xc1\\xc1')",
+        "sock.sendall(struct.pack('>I', 1) + b'\\x80')",
+    ],
+)
+async def test_an_engine_that_writes_garbage_is_ended(garbage: str) -> None:
+    """What cannot be read ends the process at once: its socket is closed, and it leaves."""
+    process = _process(
+        f"""
+        {garbage}
+        read_frame()
+        time.sleep(60)
+        """
+    )
+
+    # 9: it found its socket closed
+    assert await asyncio.wait_for(process.run(pytest.fail), 10) == 9
+
+
+async def test_an_engine_that_closes_its_socket_but_lives_is_killed() -> None:
+    """A process that is not to be talked to is killed when its time to leave is over."""
+    process = _process(
+        """
+        write_loading(0.0)
+        sock.close()
+        time.sleep(60)
+        """,
+        exit_seconds=0.05,
+    )
+    pids: list[int] = []
+
+    status = await asyncio.wait_for(process.run(lambda _: pids.append(process.pid or 0)), 10)
+
+    assert status is None
+    with pytest.raises(ProcessLookupError):
+        os.kill(pids[0], 0)
+
+
+async def test_a_cancelled_run_leaves_no_process() -> None:
+    """Whoever cancels `run` can rely on the process being gone."""
+    process = _process(
+        """
+        write_loading(0.0)
+        time.sleep(60)
+        """
+    )
+    began = asyncio.Event()
+    run = asyncio.create_task(process.run(lambda _: began.set()))
+    await began.wait()
+    pid = process.pid
+    assert pid is not None
+
+    run.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+async def test_one_process_runs_after_another() -> None:
+    """The same object starts the next process when one has ended."""
+    process = _process("write_loading(1.0); sys.exit(4)")
+    reports: list[Report] = []
+
+    assert [await process.run(reports.append) for _ in range(2)] == [4, 4]
+    assert reports == [Loading(1.0)] * 2
+
+
+async def test_a_command_for_nobody_is_lost() -> None:
+    """Sending before the first process and after the last one is no error."""
+    process = _process("sys.exit(0)")
+    process.send(Cancel(1))
+    await process.run(pytest.fail)
+
+    process.send(Cancel(1))
+
+
+def test_the_engine_is_started_by_this_python() -> None:
+    """The engine's process runs in the server's own environment, with its options as JSON."""
+    command = worker_command('{"a": 1}')
+
+    assert command[0] == sys.executable
+    assert command[1:] == ["-m", "kserve_llamacpp.engine.worker", "{fd}", '{"a": 1}']

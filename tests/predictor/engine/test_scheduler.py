@@ -1,0 +1,235 @@
+"""Who computes what in the next step."""
+
+from __future__ import annotations
+
+import pytest
+
+from kserve_llamacpp.engine.frames import SamplingParams
+from kserve_llamacpp.engine.scheduler import Chunk, Limits, Scheduler
+from kserve_llamacpp.engine.sequence import Sequence, State
+
+
+def _sequence(id: int, num_prompt: int) -> Sequence:
+    return Sequence(
+        id=id,
+        request_id=f"req-{id}",
+        prompt=[0] * num_prompt,
+        max_tokens=100,
+        sampling=SamplingParams(),
+        stops=[],
+        resume=[],
+    )
+
+
+def _scheduler(
+    *lengths: int, cells: int = 100, slots: int = 4, step_tokens: int = 16, beside: int = 4
+) -> Scheduler:
+    scheduler = Scheduler(Limits(cells, slots, step_tokens, beside))
+    for at, length in enumerate(lengths):
+        scheduler.add(_sequence(at, length))
+    return scheduler
+
+
+def _step(scheduler: Scheduler) -> list[tuple[int, int]]:
+    """Run a step as the engine does; return who computed how many tokens."""
+    chunks, preempted = scheduler.schedule()
+    for sequence in preempted:
+        scheduler.requeue(sequence)
+    drawing = [chunk.sequence for chunk in chunks if chunk.is_last]
+    for chunk in chunks:
+        scheduler.computed(chunk)
+    for sequence in drawing:
+        sequence.tokens.append(0)
+    scheduler.check_integrity()
+    return [(chunk.sequence.id, chunk.count) for chunk in chunks]
+
+
+def test_a_prompt_alone_takes_the_whole_budget() -> None:
+    """While nobody decodes, prompts are prefilled with all the tokens of a step."""
+    scheduler = _scheduler(40)
+
+    assert [_step(scheduler) for _ in range(4)] == [[(0, 16)], [(0, 16)], [(0, 8)], [(0, 1)]]
+
+
+def test_a_decoding_sequence_gets_its_token_in_every_step() -> None:
+    """A long prompt never makes those that decode wait: decode comes first, in every step."""
+    scheduler = _scheduler(3)
+    _step(scheduler)
+    scheduler.add(_sequence(1, 50))
+
+    while (chunks := _step(scheduler))[-1] != (1, 1):
+        assert chunks[0] == (0, 1)
+
+
+def test_a_prompt_beside_decoders_gets_its_bounded_share() -> None:
+    """Beside decoding sequences a step prefills the bounded share, not the whole budget."""
+    scheduler = _scheduler(3)
+    _step(scheduler)
+    scheduler.add(_sequence(1, 10))
+
+    assert [_step(scheduler) for _ in range(4)] == [
+        [(0, 1), (1, 4)],
+        [(0, 1), (1, 4)],
+        [(0, 1), (1, 2)],
+        [(0, 1), (1, 1)],
+    ]
+
+
+def test_the_steps_budget_holds_for_decoders_and_prompts_together() -> None:
+    """Decoding tokens count against the budget of a step before the share of prompts does."""
+    scheduler = _scheduler(1, 1, 1, step_tokens=5, beside=4)
+    _step(scheduler)
+    scheduler.add(_sequence(3, 10))
+
+    assert _step(scheduler) == [(0, 1), (1, 1), (2, 1), (3, 2)]
+
+
+def test_several_prompts_share_a_step_in_order_of_arrival() -> None:
+    """What an earlier prompt leaves of the budget goes to the next one."""
+    scheduler = _scheduler(10, 10, 10)
+
+    assert _step(scheduler) == [(0, 10), (1, 6)]
+    assert _step(scheduler) == [(0, 1), (1, 4)]
+    assert _step(scheduler) == [(0, 1), (1, 1), (2, 4)]
+
+
+def test_slots_go_to_those_who_came_first() -> None:
+    """With every slot taken the others wait, and the first of them gets the next free one."""
+    scheduler = _scheduler(2, 2, 2, slots=1)
+    chunks, _ = scheduler.schedule()
+    (first,) = [chunk.sequence for chunk in chunks]
+    assert (first.id, scheduler.num_waiting) == (0, 2)
+
+    scheduler.finish(first)
+
+    assert _step(scheduler) == [(1, 2)]
+
+
+def test_nobody_overtakes_the_head_of_the_queue() -> None:
+    """A short prompt that would fit waits behind a long one that does not: no starvation."""
+    scheduler = _scheduler(60, 60, 2)
+
+    assert {who for who, _ in _step(scheduler)} == {0}
+    assert scheduler.num_waiting == 2
+
+
+@pytest.mark.parametrize(("second", "is_admitted"), [(50, True), (51, False)])
+def test_prompts_are_admitted_only_when_they_fit_as_a_whole(second: int, is_admitted: bool) -> None:
+    """Two sequences run together only when their tokens, and one more of each, have room."""
+    scheduler = _scheduler(48, second, cells=100)
+
+    _step(scheduler)
+
+    assert scheduler.num_running == 1 + is_admitted
+
+
+def test_what_running_prompts_will_still_take_is_taken() -> None:
+    """A half-filled prompt keeps the room for its rest: two of them would block each other."""
+    scheduler = _scheduler(60, cells=100)
+    _step(scheduler)
+    scheduler.add(_sequence(1, 50))
+
+    _step(scheduler)
+
+    assert (scheduler.num_cells_used, scheduler.num_running) == (32, 1)
+
+
+def test_one_that_fits_alone_is_admitted_alone() -> None:
+    """A sequence as long as the cache is served when nothing else runs."""
+    scheduler = _scheduler(100, cells=100, step_tokens=100)
+
+    assert _step(scheduler) == [(0, 100)]
+
+
+def test_the_youngest_gives_way_when_cells_run_out() -> None:
+    """When a decoding sequence finds no cell, the one that came last goes back to the queue."""
+    scheduler = _scheduler(4, 4, cells=10)
+    _step(scheduler)
+    _step(scheduler)
+
+    chunks, preempted = scheduler.schedule()
+
+    assert [sequence.id for sequence in preempted] == [1]
+    assert preempted[0].slot is not None, "the caller drops the cells of this slot"
+    assert [chunk.sequence.id for chunk in chunks] == [0]
+    assert scheduler.num_preemptions == 1
+
+
+def test_preempted_sequences_come_back_in_their_order() -> None:
+    """Those that gave way are the next to be admitted, the older one first, with their tokens."""
+    scheduler = _scheduler(4, 4, 4, cells=15)
+    _step(scheduler)
+    _step(scheduler)
+    _, preempted = scheduler.schedule()
+    scheduler.requeue(preempted[0])
+    second = scheduler.preempt_youngest()
+    assert second is not None
+    scheduler.requeue(second)
+    scheduler.add(_sequence(9, 4))
+    oldest = scheduler.schedule()[0][0].sequence
+
+    scheduler.finish(oldest)
+
+    assert _step(scheduler)[:2] == [(1, 6), (2, 6)]
+
+
+def test_a_sequence_alone_is_never_preempted() -> None:
+    """The oldest goes on whatever happens, so there is always progress."""
+    scheduler = _scheduler(4)
+    _step(scheduler)
+
+    assert scheduler.preempt_youngest() is None
+    assert scheduler.num_running == 1
+
+
+def test_a_step_that_preempts_admits_nobody() -> None:
+    """Cells that were just given up are not given to someone new in the same step."""
+    scheduler = _scheduler(4, 4, cells=10)
+    _step(scheduler)
+    _step(scheduler)
+    scheduler.add(_sequence(2, 1))
+
+    _, preempted = scheduler.schedule()
+
+    assert len(preempted) == 1
+    assert (scheduler.num_running, scheduler.num_waiting) == (1, 1)
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, 3, 6])
+def test_finish_frees_everything_at_any_time(num_steps: int) -> None:
+    """Waiting, prefilling or decoding: a finished sequence holds neither slot nor cells."""
+    scheduler = Scheduler(Limits(100, 1, 16, 4))
+    sequence = _sequence(0, 40)
+    scheduler.add(sequence)
+    for _ in range(num_steps):
+        _step(scheduler)
+    slot = sequence.slot
+
+    assert scheduler.finish(sequence) == slot
+    assert sequence.state is State.FINISHED
+    assert not scheduler.has_work
+    assert scheduler.num_cells_used == 0
+    scheduler.check_integrity()
+
+
+def test_integrity_notices_a_lost_slot() -> None:
+    """`check_integrity` fails when a slot is neither free nor used."""
+    scheduler = _scheduler(4)
+    _step(scheduler)
+    sequence = scheduler.schedule()[0][0].sequence
+    sequence.slot = 3 if sequence.slot != 3 else 2
+
+    with pytest.raises(AssertionError):
+        scheduler.check_integrity()
+
+
+def test_integrity_notices_cells_over_the_limit() -> None:
+    """`check_integrity` fails when more cells are used than there are."""
+    scheduler = _scheduler(4, cells=10)
+    _step(scheduler)
+    sequence = scheduler.schedule()[0][0].sequence
+    sequence.tokens += [0] * 20
+    scheduler.computed(Chunk(sequence, 7))
+
+    with pytest.raises(AssertionError):
+        scheduler.check_integrity()

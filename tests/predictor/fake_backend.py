@@ -1,0 +1,134 @@
+"""A model with known answers: it counts cells, keeps its batches, and checks what it is fed."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Collection
+
+from kserve_llamacpp.engine.engine import KVCacheFull, LogitsNotFinite, Row
+from kserve_llamacpp.engine.frames import SamplingParams
+from kserve_llamacpp.engine.sampling import draw_seed
+
+# The tokens are the 256 bytes, one that ends a text, and one that begins it.
+END = 256
+BEGIN = 257
+N_VOCAB = 258
+
+Answer = Callable[[tuple[int, ...], int], int]
+
+
+def letters(prompt: tuple[int, ...], position: int) -> int:
+    """Answer with letters without an end: a pure function of the prompt and the position."""
+    return ord("a") + draw_seed(hash(prompt), 0, position) % 26
+
+
+def says(answer: str | bytes) -> Answer:
+    """Return a model that answers every prompt with these bytes, then with the end token."""
+    data = answer.encode() if isinstance(answer, str) else answer
+    return lambda _prompt, position: data[position] if position < len(data) else END
+
+
+class FakeBackend:
+    """A `Backend` whose next token is a pure function of the prompt and the position.
+
+    It fails the test when a row does not follow the cells of its slot, or when a token is drawn
+    from other rows than the prompt's and the answer's. `num_cells` is what it really has;
+    `not_finite` holds prompts for which it computes no finite logits.
+    """
+
+    n_vocab = N_VOCAB
+
+    def __init__(
+        self,
+        answer: Answer = letters,
+        num_cells: int = 64,
+        max_length: int | None = None,
+        not_finite: Collection[str] = (),
+    ) -> None:
+        self.max_length = num_cells if max_length is None else max_length
+        self.batches: list[list[Row]] = []
+        self.cells: dict[int, list[int]] = {}
+        self.drops: Counter[int] = Counter()
+        self.faults: deque[Exception] = deque()
+        self.num_open_samplers = 0
+        self._answer = answer
+        self._num_cells = num_cells
+        self._not_finite = [tuple(prompt.encode()) for prompt in not_finite]
+        self._outputs: dict[int, tuple[int, ...]] = {}
+
+    @property
+    def num_cells_used(self) -> int:
+        """How many cells hold a token."""
+        return sum(len(tokens) for tokens in self.cells.values())
+
+    def tokenize(self, text: str, add_special: bool) -> list[int]:
+        """Return the text's bytes, after the begin token where it is wanted."""
+        return [*([BEGIN] if add_special else []), *text.encode()]
+
+    def piece(self, token: int) -> bytes:
+        """Return the byte; nothing for the first token, a text for the end that nobody may see."""
+        return bytes([token]) if token < END else {END: b"<end>", BEGIN: b""}[token]
+
+    def is_end(self, token: int) -> bool:
+        """Whether it is the end token."""
+        return token == END
+
+    def decode(self, rows: list[Row]) -> None:
+        """Put the rows into their slots' cells; raises the next fault, or KVCacheFull."""
+        assert rows, "an empty batch"
+        if self.faults:
+            raise self.faults.popleft()
+        if self.num_cells_used + len(rows) > self._num_cells:
+            raise KVCacheFull
+        self.batches.append(rows)
+        self._outputs = {}
+        for at, row in enumerate(rows):
+            tokens = self.cells.setdefault(row.slot, [])
+            assert row.position == len(tokens), "a row that does not follow its slot's cells"
+            tokens.append(row.token)
+            if row.is_output:
+                self._outputs[at] = tuple(tokens)
+
+    def sampler(self, params: SamplingParams, prompt: list[int]) -> FakeSampler:
+        """Make a sampler that draws from the batch computed last."""
+        self.num_open_samplers += 1
+        return FakeSampler(self, tuple(prompt))
+
+    def drop(self, slot: int) -> None:
+        """Free all cells of a slot."""
+        self.drops[slot] += 1
+        self.cells.pop(slot, None)
+
+    def draw(self, row: int, prompt: tuple[int, ...], drawn: list[int]) -> int:
+        """Return the next token after what row `row` has seen, which must be prompt and answer."""
+        assert self._outputs[row] == (*prompt, *drawn), "logits of other tokens"
+        if any(prompt[-len(text) :] == text for text in self._not_finite):
+            raise LogitsNotFinite
+        return self._answer(prompt, len(drawn))
+
+
+class FakeSampler:
+    """Draws what the model answers; owner: its sequence."""
+
+    def __init__(self, backend: FakeBackend, prompt: tuple[int, ...]) -> None:
+        self._backend: FakeBackend | None = backend
+        self._prompt = prompt
+        self._drawn: list[int] = []
+
+    def sample(self, row: int, position: int) -> int:
+        """Draw from the logits of batch row `row`."""
+        assert self._backend is not None, "a draw from a sampler that was closed"
+        assert position == len(self._drawn), "a draw for another position"
+        token = self._backend.draw(row, self._prompt, self._drawn)
+        self._drawn.append(token)
+        return token
+
+    def accept(self, token: int) -> None:
+        """Take note of a token that was drawn before."""
+        self._drawn.append(token)
+
+    def close(self) -> None:
+        """Take note that the sampler was freed, once."""
+        assert self._backend is not None, "a sampler that is closed twice"
+        self._backend.num_open_samplers -= 1
+        self._backend = None

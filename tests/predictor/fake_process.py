@@ -1,0 +1,211 @@
+"""An engine process that the test plays itself, and a client over it with a clock of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from kserve_llamacpp.engine.client import EngineClient, EngineState
+from kserve_llamacpp.engine.frames import (
+    Cancel,
+    Command,
+    FinishReason,
+    Hello,
+    ModelFacts,
+    Output,
+    Report,
+    SamplingParams,
+    Started,
+    Stats,
+    Step,
+    Submit,
+)
+from kserve_llamacpp.engine.generation import Delta, Generation, Request
+from kserve_llamacpp.engine.process import RestartPolicy, Restarts
+
+FACTS = ModelFacts(
+    description="tiny 1B Q8_0",
+    architecture="tiny",
+    num_parameters=1_000,
+    size_bytes=1_000,
+    n_vocab=258,
+    n_ctx=64,
+    n_ctx_train=64,
+    max_sequences=4,
+    chat_template="{{ messages[0].content }}",
+    bos_token="<s>",  # noqa: S106 - a token of the vocabulary
+    eos_token="</s>",  # noqa: S106 - as above
+    fingerprint="fp_1",
+    build="test",
+)
+STATS = Stats(running=0, waiting=0, cells_used=0, cells_total=64)
+
+
+async def settle() -> None:
+    """Let every task go on until it waits for something."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+class FakeProcess:
+    """Stands in for `EngineProcess`: keeps what the running engine was sent, reports and dies."""
+
+    def __init__(self) -> None:
+        self.sent: list[Command] = []
+        self.num_runs = 0
+        self.pid: int | None = None
+        self.is_broken = False
+        self._on_report: Callable[[Report], None] | None = None
+        self._end: asyncio.Future[int | None] | None = None
+
+    async def run(self, on_report: Callable[[Report], None]) -> int | None:
+        """Run until the test ends it."""
+        if self.is_broken:
+            raise OSError("no such program")
+        self.num_runs += 1
+        self.sent.clear()
+        self.pid = 1000 + self.num_runs
+        self._on_report = on_report
+        self._end = asyncio.get_running_loop().create_future()
+        try:
+            return await self._end
+        finally:
+            self.pid = None
+
+    def send(self, command: Command) -> None:
+        """Keep a command; it is lost when nothing runs."""
+        if self.pid is not None:
+            self.sent.append(command)
+
+    def report(self, report: Report) -> None:
+        """Tell the client something."""
+        assert self._on_report is not None
+        self._on_report(report)
+
+    def die(self, exit_status: int | None) -> None:
+        """End the process."""
+        assert self._end is not None
+        self._end.set_result(exit_status)
+
+
+class Observations:
+    """Both observers of a client: keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.states: list[EngineState] = []
+        self.fractions: list[float] = []
+        self.deaths: list[int | None] = []
+        self.steps: list[Stats] = []
+        self.queue_times: list[float] = []
+        self.first_tokens: list[float] = []
+        self.next_tokens: list[float] = []
+        self.ends: list[tuple[str, float]] = []
+
+    def state_changed(self, state: EngineState) -> None:
+        self.states.append(state)
+
+    def loading(self, fraction: float) -> None:
+        self.fractions.append(fraction)
+
+    def engine_died(self, exit_status: int | None) -> None:
+        self.deaths.append(exit_status)
+
+    def stepped(self, stats: Stats) -> None:
+        self.steps.append(stats)
+
+    def request_started(self, queue_seconds: float) -> None:
+        self.queue_times.append(queue_seconds)
+
+    def first_token(self, seconds: float) -> None:
+        self.first_tokens.append(seconds)
+
+    def next_token(self, seconds: float) -> None:
+        self.next_tokens.append(seconds)
+
+    def request_ended(self, reason: str, seconds: float) -> None:
+        self.ends.append((reason, seconds))
+
+
+class ClientRun:
+    """A client, its fake process, and a clock that only the test and its sleeps move."""
+
+    def __init__(self, max_waiting: int = 8, max_restarts: int = 5) -> None:
+        self.process = FakeProcess()
+        self.seen = Observations()
+        self.now = 100.0
+        self.sleeps: list[float] = []
+        self.client = EngineClient(
+            process=self.process,
+            restarts=Restarts(RestartPolicy(max_restarts=max_restarts)),
+            max_waiting=max_waiting,
+            observer=self.seen,
+            requests=self.seen,
+            clock=lambda: self.now,
+            sleep=self._sleep,
+        )
+
+    async def _sleep(self, seconds: float) -> None:
+        self.sleeps.append(seconds)
+        self.now += seconds
+
+    async def start(self) -> None:
+        """Start the client; the process runs, the model is not loaded."""
+        self.client.start()
+        await settle()
+
+    async def ready(self) -> None:
+        """Start the client and load the model."""
+        await self.start()
+        self.process.report(Hello(FACTS))
+
+    async def die(self, exit_status: int | None = -6) -> None:
+        """End the process; the next one runs then, unless there are to be no more."""
+        self.process.die(exit_status)
+        await settle()
+
+    async def die_and_come_back(self) -> None:
+        """End the process; the next one has loaded the model."""
+        await self.die()
+        self.process.report(Hello(FACTS))
+
+    def submit(self, prompt: str = "p", max_tokens: int | None = None) -> Generation:
+        """Submit a request with usual settings."""
+        return self.client.submit(
+            Request(
+                request_id=f"req-{prompt}",
+                prompt=prompt,
+                max_tokens=max_tokens,
+                sampling=SamplingParams(seed=1),
+            )
+        )
+
+    def tell(self, *events: Started | Output) -> None:
+        """Report a step with these events."""
+        self.process.report(Step(events=list(events), stats=STATS))
+
+    def begin(self, *generations: Generation) -> None:
+        """Report that requests have started, with a prompt of 3 tokens each."""
+        self.tell(*(Started(id=generation.id, prompt_tokens=3) for generation in generations))
+
+    def give(self, generation: Generation, text: str, end: FinishReason | None = None) -> None:
+        """Report a token for each character of a text, all in one step."""
+        output = Output(generation.id, [ord(char) for char in text], text, end)
+        self.tell(output)
+
+    def submitted(self) -> dict[int, Submit]:
+        """Return what the running process was asked to begin, by id."""
+        return {frame.id: frame for frame in self.process.sent if isinstance(frame, Submit)}
+
+    def cancelled(self) -> list[int]:
+        """Return the ids that the running process was asked to drop."""
+        return [frame.id for frame in self.process.sent if isinstance(frame, Cancel)]
+
+
+async def read(generation: Generation) -> str:
+    """Return the whole text of a generation."""
+    return "".join([delta.text async for delta in generation.deltas()])
+
+
+async def read_deltas(generation: Generation) -> list[Delta]:
+    """Return all deltas of a generation, as they come."""
+    return [delta async for delta in generation.deltas()]

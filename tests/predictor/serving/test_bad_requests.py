@@ -1,0 +1,118 @@
+"""Bad input gets a 4xx in OpenAI's envelope that names the field; the server keeps serving."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx2
+import pytest
+
+pytestmark = pytest.mark.model
+
+USER = [{"role": "user", "content": "Hi"}]
+CHAT = "/v1/chat/completions"
+TEXT = "/v1/completions"
+PREDICT = "/v1/models/smollm2:predict"
+
+CASES: list[tuple[str, Any, int, str | None, str]] = [
+    (CHAT, b'{"messages": [', 400, None, "invalid_json"),
+    (CHAT, b"\xff\xfe\x00", 400, None, "invalid_json"),
+    (CHAT, [], 400, None, "invalid_type"),
+    (CHAT, {"messages": []}, 400, "messages", "empty_messages"),
+    (CHAT, {}, 400, "messages", "missing_required_parameter"),
+    (CHAT, {"messages": USER, "model": "no-such"}, 404, "model", "model_not_found"),
+    (CHAT, {"messages": USER, "max_tokens": -1}, 400, "max_tokens", "integer_below_min_value"),
+    (CHAT, {"messages": USER, "max_tokens": "9"}, 400, "max_tokens", "invalid_type"),
+    (CHAT, {"messages": USER, "temperature": 9}, 400, "temperature", "decimal_above_max_value"),
+    (CHAT, {"messages": USER, "n": 2}, 400, "n", "unsupported_parameter"),
+    (CHAT, {"messages": USER, "tools": [{}]}, 400, "tools", "unsupported_parameter"),
+    (CHAT, {"messages": USER, "max_token": 3}, 400, "max_token", "unknown_parameter"),
+    (CHAT, {"messages": USER, "logit_bias": {"x": 1}}, 400, "logit_bias", "invalid_value"),
+    (
+        CHAT,
+        {"messages": [{"role": "user", "content": "long " * 9000}]},
+        400,
+        "messages",
+        "context_length_exceeded",
+    ),
+    (
+        CHAT,
+        {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+        400,
+        "messages[0].content[0].type",
+        "unsupported_value",
+    ),
+    (TEXT, {"prompt": ""}, 400, "prompt", "empty_prompt"),
+    (TEXT, {"prompt": []}, 400, "prompt", "empty_prompt"),
+    (TEXT, {"prompt": [10**6]}, 400, "prompt", "invalid_value"),
+    (TEXT, {"prompt": "a", "stop": [""]}, 400, "stop[0]", "invalid_value"),
+    (TEXT, {"prompt": "x" * (9 << 20)}, 413, None, "request_too_large"),
+    (PREDICT, b"{", 400, None, "invalid_json"),
+    (PREDICT, {}, 400, "instances", "missing_required_parameter"),
+    (PREDICT, {"instances": "text"}, 400, "instances", "invalid_type"),
+    (PREDICT, {"instances": []}, 400, "instances", "invalid_value"),
+    (PREDICT, {"instances": [3]}, 400, "instances[0]", "invalid_value"),
+    (
+        PREDICT,
+        {"instances": ["a", {"messages": []}]},
+        400,
+        "instances[1].messages",
+        "empty_messages",
+    ),
+    (
+        PREDICT,
+        {"instances": ["a", {"prompt": "b", "max_tokens": -1}]},
+        400,
+        "instances[1].max_tokens",
+        "integer_below_min_value",
+    ),
+    ("/v1/models/no-such:predict", {"instances": ["a"]}, 404, "model", "model_not_found"),
+    ("/v1/no-such-path", {}, 404, None, "unknown_url"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "status", "param", "code"), CASES)
+async def test_bad_request(
+    http: httpx2.AsyncClient, path: str, body: Any, status: int, param: str | None, code: str
+) -> None:
+    """The status, the field's name and the code are those of the table, and the next one works."""
+    headers = {"content-type": "application/json"}
+    if isinstance(body, bytes):
+        answer = await http.post(path, content=body, headers=headers)
+    else:
+        answer = await http.post(path, json=body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"], error["code"]) == (status, param, code)
+    assert error["message"]
+    assert error["type"] == "invalid_request_error"
+    assert answer.headers["x-request-id"]
+    good = await http.post(TEXT, json={"prompt": "One", "max_tokens": 1})
+    assert good.status_code == 200
+
+
+async def test_wrong_method(http: httpx2.AsyncClient) -> None:
+    """A method that a path does not take is refused in the envelope."""
+    answer = await http.get(CHAT)
+    assert answer.status_code == 405
+    assert answer.json()["error"]["code"] == "method_not_allowed"
+
+
+async def test_chunked_body_over_the_limit(http: httpx2.AsyncClient) -> None:
+    """A body without a length is counted while it comes."""
+
+    async def chunks() -> Any:
+        for _ in range(10):
+            yield b"x" * (1 << 20)
+
+    answer = await http.post(TEXT, content=chunks())
+    assert answer.status_code == 413
+    assert answer.json()["error"]["code"] == "request_too_large"
+
+
+async def test_request_id_is_kept_or_made(http: httpx2.AsyncClient) -> None:
+    """A sane request id comes back as it was; a strange one is replaced."""
+    for path in ("/v1/models", "/metrics"):
+        kept = await http.get(path, headers={"x-request-id": "abc-123"})
+        assert kept.headers.get_list("x-request-id") == ["abc-123"]
+        made = await http.get(path, headers={"x-request-id": "a b\tc"})
+        assert made.headers["x-request-id"].startswith("req-")

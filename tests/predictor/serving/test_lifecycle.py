@@ -1,0 +1,203 @@
+"""Starts that fail, engines that die, servers that are told to end: with real processes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+import psutil
+import pytest
+
+from tests.processes import Predictor, Server
+
+pytestmark = pytest.mark.model
+
+STORY: dict[str, Any] = {
+    "model": "smollm2",
+    "messages": [{"role": "user", "content": "Write a long story about a fox."}],
+    "logit_bias": {"2": -100},  # never ends by itself
+    "seed": 7,
+}
+
+
+@contextlib.asynccontextmanager
+async def connect(server: Predictor) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with openai.AsyncOpenAI(
+        base_url=f"{server.url}/v1", api_key="unused", max_retries=0, timeout=90
+    ) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def survivor(model_path: Path) -> Iterator[Predictor]:
+    """A predictor whose engine may be killed: it starts another one."""
+    with Predictor(model_path, "--max_sequences=2", "--max_engine_restarts=9") as server:
+        yield server.ready()
+
+
+async def test_killed_engine_under_one_stream(survivor: Predictor) -> None:
+    """SIGKILL of the engine: the stream pauses and goes on, same text as without; server stays."""
+    async with connect(survivor) as client:
+        whole = await client.chat.completions.create(**STORY, max_tokens=40)
+        stream = await client.chat.completions.create(**STORY, max_tokens=40, stream=True)
+        text = ""
+        killed = None
+        async with asyncio.timeout(90):
+            async for chunk in stream:
+                text += chunk.choices[0].delta.content or ""
+                if killed is None and len(text) > 30:
+                    killed = survivor.engine()
+                    killed.kill()
+        assert chunk.choices[0].finish_reason == "length"
+        assert text == whole.choices[0].message.content
+        assert killed is not None
+        assert survivor.wait_for("engine_died")["exit_status"] == -9
+        assert survivor.engine().pid != killed.pid
+
+
+async def test_killed_engine_under_several_requests(survivor: Predictor) -> None:
+    """One death fails none of the requests that ran or waited."""
+    async with connect(survivor) as client:
+        requests = [
+            asyncio.create_task(client.chat.completions.create(**STORY, max_tokens=20))
+            for _ in range(5)
+        ]
+        await asyncio.sleep(0.5)
+        survivor.engine().kill()
+        answers = await asyncio.gather(*requests)
+        assert all(answer.usage and answer.usage.completion_tokens == 20 for answer in answers)
+
+
+async def test_engine_that_keeps_dying(model_path: Path) -> None:
+    """Past the cap of restarts, requests get a clear 503 and the model is not ready."""
+    with Predictor(model_path, "--max_engine_restarts=1") as server:
+        server.ready()
+        server.engine().kill()
+        server.wait_for("model_ready", nth=2)
+        server.engine().kill()
+        server.wait_for("engine_state_changed", state="failed")
+        async with httpx2.AsyncClient(base_url=server.url) as http:
+            assert (await http.get("/v1/models/smollm2")).status_code == 503
+            assert (await http.get("/v2/health/ready")).status_code == 503
+            assert (await http.get("/")).status_code == 200
+            answer = await http.post("/v1/completions", json={"prompt": "a"})
+            assert answer.status_code == 503
+            assert answer.json()["error"]["code"] == "model_not_ready"
+
+
+async def test_sigterm_lets_a_stream_finish(model_path: Path) -> None:
+    """SIGTERM: a running stream ends as it should, then the server leaves with status 0."""
+    with Predictor(model_path, "--grace_seconds=60") as server:
+        server.ready()
+        engine = server.engine()
+        async with connect(server) as client:
+            stream = await client.chat.completions.create(**STORY, max_tokens=40, stream=True)
+            chunks = aiter(stream)
+            await anext(chunks)
+            server.signal(signal.SIGTERM)
+            rest = [chunk async for chunk in chunks]
+        assert rest[-1].choices[0].finish_reason == "length"
+        assert await asyncio.to_thread(server.exit_status) == 0
+        assert not engine.is_running()
+
+
+async def test_drain_delay_and_grace(model_path: Path) -> None:
+    """After SIGTERM: not ready but accepting, then refusing; the grace period ends what runs."""
+    with Predictor(model_path, "--drain_delay_seconds=2", "--grace_seconds=1") as server:
+        server.ready()
+        async with connect(server) as client, httpx2.AsyncClient(base_url=server.url) as http:
+            stream = await client.chat.completions.create(**STORY, max_tokens=4000, stream=True)
+            server.signal(signal.SIGTERM)
+            server.wait_for("draining")
+            assert (await http.get("/v1/models/smollm2")).status_code == 503
+            assert (await http.get("/v2/health/ready")).status_code == 503
+            accepted = await http.post("/v1/completions", json={"prompt": "a", "max_tokens": 1})
+            assert accepted.status_code == 200
+            server.wait_for("closing")
+            with pytest.raises(openai.APIError) as error:
+                _ = [chunk async for chunk in stream]
+            assert error.value.code == "server_shutting_down"
+            with pytest.raises(httpx2.ConnectError):
+                async with httpx2.AsyncClient(base_url=server.url) as late:
+                    await late.get("/v1/models")
+        assert await asyncio.to_thread(server.exit_status) == 0
+
+
+async def test_second_signal_ends_at_once(model_path: Path) -> None:
+    """SIGTERM again changes nothing; a second SIGINT does not wait, and leaves no engine behind."""
+    with Predictor(model_path, "--drain_delay_seconds=60") as server:
+        server.ready()
+        engine = server.engine()
+        server.signal(signal.SIGINT)
+        server.wait_for("draining")
+        server.signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            await asyncio.to_thread(server.exit_status, 0.5)
+        server.signal(signal.SIGINT)
+        assert await asyncio.to_thread(server.exit_status, 5) == 130
+        engine.wait(5)
+
+
+def test_engine_leaves_with_its_server(model_path: Path) -> None:
+    """A server that is killed with SIGKILL leaves no engine behind."""
+    with Predictor(model_path) as server:
+        server.ready()
+        engine = server.engine()
+        server.signal(signal.SIGKILL)
+        assert psutil.wait_procs([engine], timeout=5)[1] == []
+
+
+def test_port_taken(model_path: Path) -> None:
+    """A taken port ends the start with status 3 and a line that names the flag."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with Predictor(model_path, f"--http_port={port}") as server:
+            assert server.exit_status() == 3
+            assert f"--http_port: another process listens on port {port}" in server.text[-1]
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "words"),
+    [
+        (None, 4, "there is no file or folder"),
+        (b"PK\x03\x04 something else", 4, "is not a GGUF file"),
+        (b"GGUF" + bytes(100), 4, "cannot load"),
+    ],
+)
+def test_model_file(tmp_path: Path, content: bytes | None, status: int, words: str) -> None:
+    """A missing, foreign or damaged model file ends the start with status 4 and says what to do."""
+    file = tmp_path / "model.gguf"
+    if content is not None:
+        file.write_bytes(content)
+    with Predictor(file) as server:
+        assert server.exit_status() == status
+        assert words in "".join(server.text)
+        assert "--model_dir" in server.text[-1] or "cannot load" in "".join(server.text)
+
+
+def test_model_that_does_not_fit(model_path: Path) -> None:
+    """A KV cache larger than the memory ends the start with status 5 and says what would fit."""
+    with Predictor(model_path, "--n_ctx=8000000") as server:
+        assert server.exit_status() == 5
+        assert "lower --n_ctx to" in "".join(server.text)
+
+
+def test_bad_flags(model_path: Path) -> None:
+    """A wrong setting ends the start with status 2 and names the flag; so does an unknown one."""
+    with Predictor(model_path, "--max_sequences=0") as server:
+        assert server.exit_status() == 2
+        assert "--max_sequences is 0" in server.text[-1]
+    with Server([sys.executable, "-m", "kserve_llamacpp", "--no_such_flag=1"]) as server:
+        assert server.exit_status() == 2
+        assert "--no_such_flag" in server.text[-1]

@@ -1,0 +1,193 @@
+"""OpenAI's API of the predictor: the official client, the real model, a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+
+from tests.processes import Predictor
+
+pytestmark = pytest.mark.model
+
+QUESTION: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+async def test_chat_answers_with_usage(client: openai.AsyncOpenAI) -> None:
+    """A chat completion has a text, a finish reason and token counts that add up."""
+    answer = await client.chat.completions.create(
+        model="smollm2", messages=QUESTION, max_tokens=8, temperature=0
+    )
+    assert answer.choices[0].message.content
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 8
+    assert answer.usage.prompt_tokens == 37
+    assert answer.usage.total_tokens == 45
+    assert answer.model == "smollm2"
+
+
+async def test_stream_is_the_same_text(client: openai.AsyncOpenAI) -> None:
+    """A greedy stream, put together, is the greedy answer; the usage comes last when asked for."""
+    whole = await client.chat.completions.create(
+        model="smollm2", messages=QUESTION, max_tokens=12, temperature=0
+    )
+    stream = await client.chat.completions.create(
+        model="smollm2",
+        messages=QUESTION,
+        max_tokens=12,
+        temperature=0,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = [chunk async for chunk in stream]
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert text == whole.choices[0].message.content
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "length"
+    assert chunks[-1].usage == whole.usage
+    assert len({c.id for c in chunks}) == 1
+
+
+async def test_a_seed_fixes_the_draws(client: openai.AsyncOpenAI) -> None:
+    """The same seed gives the same text; another seed another one."""
+
+    async def text(seed: int) -> str:
+        answer = await client.chat.completions.create(
+            model="smollm2", messages=QUESTION, max_tokens=16, temperature=1.5, seed=seed
+        )
+        return answer.choices[0].message.content or ""
+
+    assert await text(1) == await text(1)
+    assert await text(1) != await text(2)
+
+
+async def test_completions_take_text_tokens_and_lists(client: openai.AsyncOpenAI) -> None:
+    """A prompt may be text, token ids, or a list of prompts that give one choice each."""
+    text = await client.completions.create(
+        model="smollm2", prompt="Once upon a time", max_tokens=6, temperature=0
+    )
+    assert text.choices[0].text
+    tokens = await client.completions.create(
+        model="smollm2", prompt=[6403, 1980, 253, 655], max_tokens=6, temperature=0
+    )
+    assert tokens.choices[0].text == text.choices[0].text
+    several = await client.completions.create(
+        model="smollm2", prompt=["Once upon a time", "Two and two"], max_tokens=6, temperature=0
+    )
+    assert [choice.index for choice in several.choices] == [0, 1]
+    assert several.choices[0].text == text.choices[0].text
+
+
+async def test_streams_of_several_prompts(client: openai.AsyncOpenAI) -> None:
+    """A stream of two prompts carries both, told apart by their index, each with its end."""
+    stream = await client.completions.create(
+        model="smollm2", prompt=["Once", "Two and"], max_tokens=5, temperature=0, stream=True
+    )
+    ends: dict[int, Any] = {}
+    async for chunk in stream:
+        ends[chunk.choices[0].index] = chunk.choices[0].finish_reason
+    assert ends == {0: "length", 1: "length"}
+
+
+async def test_stop_strings_end_the_text_before_them(client: openai.AsyncOpenAI) -> None:
+    """A stop string ends the answer, and no part of it is shown."""
+    plain = await client.completions.create(
+        model="smollm2", prompt="1, 2, 3, 4,", max_tokens=12, temperature=0
+    )
+    stop = plain.choices[0].text[4:8]
+    stopped = await client.completions.create(
+        model="smollm2", prompt="1, 2, 3, 4,", max_tokens=12, temperature=0, stop=[stop]
+    )
+    assert stopped.choices[0].finish_reason == "stop"
+    assert stopped.choices[0].text == plain.choices[0].text[:4]
+
+
+async def test_several_clients_decode_together(
+    client: openai.AsyncOpenAI, http: httpx2.AsyncClient
+) -> None:
+    """Eight clients at once all get their answers, in fewer steps than one after another."""
+
+    async def ask(number: int) -> Any:
+        return await client.chat.completions.create(
+            model="smollm2",
+            messages=[{"role": "user", "content": f"Tell me about the number {number}."}],
+            max_tokens=24,
+            logit_bias={"2": -100},
+        )
+
+    before = await metric(http, "kserve_llamacpp:engine_steps_total")
+    answers = await asyncio.gather(*(ask(number) for number in range(8)))
+    assert all(answer.usage.completion_tokens == 24 for answer in answers)
+    steps = await metric(http, "kserve_llamacpp:engine_steps_total") - before
+    assert steps < 8 * 24 / 2
+
+
+async def test_a_stream_does_not_wait_for_a_long_prompt(client: openai.AsyncOpenAI) -> None:
+    """While a long prompt is prefilled in chunks, a running stream goes on."""
+    stream = await client.chat.completions.create(
+        model="smollm2", messages=QUESTION, max_tokens=200, stream=True, logit_bias={"2": -100}
+    )
+    chunks = aiter(stream)
+    for _ in range(3):
+        await anext(chunks)
+    long = asyncio.create_task(
+        client.completions.create(model="smollm2", prompt="word " * 800, max_tokens=1)
+    )
+    between = 0
+    while not long.done():
+        await anext(chunks)
+        between += 1
+    assert between >= 5
+    await stream.close()
+    await long
+
+
+async def test_a_client_that_leaves_frees_its_sequence(
+    client: openai.AsyncOpenAI, http: httpx2.AsyncClient
+) -> None:
+    """After a client leaves in mid-stream, its sequence and cells are free within one step."""
+    stream = await client.chat.completions.create(
+        model="smollm2", messages=QUESTION, max_tokens=4000, stream=True, logit_bias={"2": -100}
+    )
+    chunks = aiter(stream)
+    for _ in range(4):
+        await anext(chunks)
+    assert await metric(http, "vllm:num_requests_running") == 1
+    assert 0 < await metric(http, "vllm:kv_cache_usage_perc") < 1
+    await stream.close()
+    async with asyncio.timeout(10):
+        while await metric(http, "vllm:num_requests_running"):  # noqa: ASYNC110 - it is in another process
+            await asyncio.sleep(0.01)
+        steps = await metric(http, "kserve_llamacpp:engine_steps_total")
+        while await metric(http, "vllm:kv_cache_usage_perc"):  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.01)
+    assert await metric(http, "kserve_llamacpp:engine_steps_total") - steps <= 1
+
+
+async def test_a_client_that_leaves_a_plain_request_frees_it_too(
+    predictor: Predictor, http: httpx2.AsyncClient
+) -> None:
+    """A client that hangs up while it waits for a whole answer stops the work, V1 predict too."""
+    for path, body in (
+        ("/v1/completions", {"prompt": "Once", "max_tokens": 4000}),
+        ("/v1/models/smollm2:predict", {"instances": ["Once"], "parameters": {"max_tokens": 4000}}),
+    ):
+        with pytest.raises(httpx2.TimeoutException):
+            await http.post(path, json=body, timeout=0.7)
+        async with asyncio.timeout(10):
+            while await metric(http, "vllm:num_requests_running"):  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.01)
+    assert await metric(http, "kserve_llamacpp:engine_deaths_total") == 0
+
+
+async def metric(http: httpx2.AsyncClient, name: str) -> float:
+    """Return the value of a metric that has no other label than the model's name."""
+    text = (await http.get("/metrics")).text
+    lines = [
+        line for line in text.splitlines() if line.startswith(f'{name}{{model_name="smollm2"}}')
+    ]
+    assert len(lines) == 1, name
+    return float(lines[0].split()[-1])

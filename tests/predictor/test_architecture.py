@@ -1,0 +1,111 @@
+"""Who may import whom: the rules that keep the processes and distributions apart."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import kserve_llamacpp
+import openai_protocol
+
+_PREDICTOR = Path(kserve_llamacpp.__file__).parent
+_PROTOCOL = Path(openai_protocol.__file__).parent
+_PROXY = _PROTOCOL.parents[1] / "proxy" / "openai_proxy"
+# They compute over their arguments: no clock, no chance, no I/O of their own.
+_PURE = (
+    "engine/detokenizer.py",
+    "engine/engine.py",
+    "engine/frames.py",
+    "engine/sampling.py",
+    "engine/scheduler.py",
+    "engine/sequence.py",
+)
+_IMPURE = {"asyncio", "os", "random", "secrets", "socket", "subprocess", "threading", "time"}
+
+
+def _imports(file: Path) -> Iterator[str]:
+    """Yield the full name of every module that a file imports, wherever it does."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"a relative import in {file}"
+            yield node.module or ""
+
+
+def _importers(package: Path, name: str) -> set[str]:
+    """Return the files of a package that import a module or one below it."""
+    return {
+        file.relative_to(package).as_posix()
+        for file in package.rglob("*.py")
+        if any(imported.split(".")[0] == name for imported in _imports(file))
+    }
+
+
+def test_only_the_backend_imports_llama_cpp() -> None:
+    """llama.cpp is loaded by one module, of the engine's process."""
+    assert _importers(_PREDICTOR, "llama_cpp") == {"engine/backend.py"}
+    assert _importers(_PROTOCOL, "llama_cpp") == set()
+    assert _importers(_PROXY, "llama_cpp") == set()
+
+
+def test_only_server_and_model_import_kserve() -> None:
+    """KServe's SDK is known to two modules, so that it can change without the others."""
+    assert _importers(_PREDICTOR, "kserve") == {"server.py", "model.py"}
+    assert _importers(_PROTOCOL, "kserve") == set()
+    assert _importers(_PROXY, "kserve") == set()
+
+
+def test_only_metrics_knows_prometheus() -> None:
+    """The core tells observers what happens; one module turns it into metrics."""
+    assert _importers(_PREDICTOR, "prometheus_client") == {"metrics.py"}
+
+
+@pytest.mark.parametrize(
+    ("package", "other"),
+    [
+        (_PROTOCOL, "kserve_llamacpp"),
+        (_PROTOCOL, "openai_proxy"),
+        (_PREDICTOR, "openai_proxy"),
+        (_PROXY, "kserve_llamacpp"),
+    ],
+)
+def test_distributions_depend_on_the_protocol_alone(package: Path, other: str) -> None:
+    """The protocol depends on neither server, and the servers not on each other."""
+    assert list(package.rglob("*.py")), f"nothing in {package}"
+    assert _importers(package, other) == set()
+
+
+@pytest.mark.parametrize("file", _PURE)
+def test_the_engines_core_is_pure(file: str) -> None:
+    """Scheduler, engine and what they are made of know neither clock nor chance nor I/O."""
+    roots = {name.split(".")[0] for name in _imports(_PREDICTOR / file)}
+
+    assert roots & _IMPURE == set()
+
+
+def test_the_server_loads_no_llama_cpp() -> None:
+    """A server process with everything imported has not loaded llama.cpp, nor the backend."""
+    program = (
+        "import sys, kserve_llamacpp.server\n"
+        "loaded = {'llama_cpp', 'kserve_llamacpp.engine.backend', 'openai_proxy'}\n"
+        "print(sorted(loaded & set(sys.modules)))"
+    )
+    path = os.pathsep.join(place for place in sys.path if place)
+
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+
+    assert done.stdout.strip() == "[]"

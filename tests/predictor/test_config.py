@@ -1,0 +1,234 @@
+"""The predictor's settings: checked before anything starts, with errors that name the flag."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
+
+import pytest
+
+from kserve_llamacpp import errors
+from kserve_llamacpp.config import MAX_SEQUENCES, Config, add_flags, find_model, read_config
+from kserve_llamacpp.errors import ConfigurationError, ModelFileError, StartupError
+
+
+def _gguf(path: Path, magic: bytes = b"GGUF") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(magic + bytes(8))
+    return path
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return _gguf(tmp_path / "model.gguf")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser()
+    # KServe's own flags, which stand beside ours
+    parser.add_argument("--model_name", default="model")
+    parser.add_argument("--http_port", type=int, default=8080)
+    parser.add_argument("--workers", type=int, default=1)
+    add_flags(parser)
+    return parser
+
+
+def _read(model: Path, *flags: str) -> Config:
+    return read_config(_parser().parse_args(["--model_dir", str(model), *flags]))
+
+
+def test_the_defaults_are_valid(model: Path) -> None:
+    """With nothing but a model the settings are complete; threads are those of the cgroup."""
+    config = _read(model)
+
+    assert config.model_path == model
+    assert config.n_threads >= 1
+    assert (config.drain_delay_seconds, config.grace_seconds) == (5.0, 30.0)
+
+
+def test_every_setting_is_a_flag_of_its_name(model: Path) -> None:
+    """A field of the settings is set by the flag of the same name; the model by --model_dir."""
+    flags = set(vars(_parser().parse_args([])))
+
+    assert {field.name for field in fields(Config)} - {"model_path"} <= flags
+
+
+def test_flags_arrive(model: Path) -> None:
+    """A flag's value is the setting's value."""
+    config = _read(
+        model,
+        *("--model_name", "mine", "--http_port", "9", "--http_host", "::1", "--n_ctx", "4096"),
+        *("--n_batch", "64", "--n_threads", "3", "--n_gpu_layers", "5", "--max_sequences", "2"),
+        *("--max_waiting", "0", "--max_body_bytes", "10", "--max_engine_restarts", "1"),
+        *("--drain_delay_seconds", "0", "--grace_seconds", "1.5"),
+        *("--log_level", "debug", "--log_format", "json"),
+    )
+
+    assert config == Config(
+        model_name="mine",
+        model_path=model,
+        http_host="::1",
+        http_port=9,
+        n_ctx=4096,
+        n_batch=64,
+        n_threads=3,
+        n_gpu_layers=5,
+        max_sequences=2,
+        max_waiting=0,
+        max_body_bytes=10,
+        max_engine_restarts=1,
+        chat_template=None,
+        drain_delay_seconds=0.0,
+        grace_seconds=1.5,
+        log_level="debug",
+        log_format="json",
+    )
+
+
+def test_settings_never_change(model: Path) -> None:
+    """The settings are frozen: whoever has them may rely on them."""
+    with pytest.raises(FrozenInstanceError):
+        _read(model).n_ctx = 1  # type: ignore[misc]  # the point of the test
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("n_ctx", "-1"),
+        ("n_batch", "0"),
+        ("n_threads", "-1"),
+        ("n_gpu_layers", "-2"),
+        ("max_sequences", "0"),
+        ("max_sequences", str(MAX_SEQUENCES + 1)),
+        ("max_waiting", "-1"),
+        ("max_body_bytes", "0"),
+        ("max_engine_restarts", "-1"),
+        ("drain_delay_seconds", "-0.1"),
+        ("drain_delay_seconds", "nan"),
+        ("grace_seconds", "-1"),
+        ("grace_seconds", "inf"),
+        ("http_port", "65536"),
+        ("http_port", "-1"),
+        ("workers", "2"),
+        ("n_ctx", "7"),
+        ("n_batch", "7"),
+    ],
+)
+def test_a_wrong_value_is_told_with_its_flag(model: Path, flag: str, value: str) -> None:
+    """A value that a setting cannot have stops the start; the text names flag and value."""
+    with pytest.raises(ConfigurationError) as caught:
+        _read(model, f"--{flag}={value}")
+
+    assert f"--{flag} is {value}" in str(caught.value)
+
+
+@pytest.mark.parametrize("flag", ["--log_level=loud", "--log_format=xml", "--n_ctx=many"])
+def test_a_value_of_the_wrong_kind_is_told_with_its_flag(
+    model: Path, flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What argparse refuses is told by it, with the flag, and ends with its status 2."""
+    with pytest.raises(SystemExit) as caught:
+        _read(model, flag)
+
+    assert caught.value.code == 2
+    assert f"argument {flag.partition('=')[0]}" in capsys.readouterr().err
+
+
+def test_a_chat_template_is_read_from_its_file(model: Path, tmp_path: Path) -> None:
+    """The template that stands in for the model's own is a file's content."""
+    template = tmp_path / "t.jinja"
+    template.write_text("{{ 'ü' }}", encoding="utf-8")
+
+    assert _read(model, f"--chat_template={template}").chat_template == "{{ 'ü' }}"
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe"])
+def test_a_chat_template_that_cannot_be_read_names_its_flag(
+    model: Path, tmp_path: Path, content: bytes | None
+) -> None:
+    """A missing template file, or one that is no text, stops the start with the flag's name."""
+    template = tmp_path / "t.jinja"
+    if content is not None:
+        template.write_bytes(content)
+
+    with pytest.raises(ConfigurationError, match=r"--chat_template: cannot read .*t\.jinja"):
+        _read(model, f"--chat_template={template}")
+
+
+def test_a_file_is_taken_as_it_is(tmp_path: Path) -> None:
+    """A path to a GGUF file is that file, whatever it is called."""
+    model = _gguf(tmp_path / "blob-5f3a")
+
+    assert find_model(model) == model
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["m.gguf"],
+        ["deep/er/m.gguf"],
+        ["m-00001-of-00003.gguf", "m-00002-of-00003.gguf", "m-00003-of-00003.gguf"],
+        ["best-of-breed.gguf", "README.md"],
+    ],
+)
+def test_the_only_model_of_a_folder_is_found(tmp_path: Path, names: list[str]) -> None:
+    """A folder with one model is served by its name: a split model by its first part."""
+    for name in names:
+        _gguf(tmp_path / name)
+
+    assert find_model(tmp_path) == tmp_path / names[0]
+
+
+def test_a_folder_with_several_models_asks_which(tmp_path: Path) -> None:
+    """With several models in a folder the text lists them and asks for one."""
+    for name in ("a.gguf", "b/c.gguf"):
+        _gguf(tmp_path / name)
+
+    with pytest.raises(ModelFileError, match=r"--model_dir: several .*\(a\.gguf, b/c\.gguf\)"):
+        find_model(tmp_path)
+
+
+@pytest.mark.parametrize("names", [[], ["model.bin"], ["m-00002-of-00003.gguf"]])
+def test_a_folder_without_a_model_says_so(tmp_path: Path, names: list[str]) -> None:
+    """A folder without a model, or with later parts alone, is told what to put there."""
+    for name in names:
+        _gguf(tmp_path / name)
+
+    with pytest.raises(ModelFileError, match=r"--model_dir: no \*\.gguf file in"):
+        find_model(tmp_path)
+
+
+def test_a_path_that_does_not_exist_says_so(tmp_path: Path) -> None:
+    """A missing path is told, with what to check."""
+    with pytest.raises(ModelFileError, match=r"--model_dir: there is no file or folder .*volume"):
+        find_model(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("magic", [b"", b"GGU", b"<!DOCTYPE html>"])
+def test_what_is_not_a_gguf_says_so(tmp_path: Path, magic: bytes) -> None:
+    """A file that does not begin as a GGUF is told apart before llama.cpp reads it."""
+    path = tmp_path / "model.gguf"
+    path.write_bytes(magic)
+
+    with pytest.raises(ModelFileError, match=r"--model_dir: .* is not a GGUF file"):
+        find_model(path)
+
+
+def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
+    """What the system refuses is told in its words: here, a folder with a model's name."""
+    (tmp_path / "model.gguf").mkdir()
+
+    with pytest.raises(ModelFileError, match=r"--model_dir: cannot read .*: Is a directory"):
+        find_model(tmp_path)
+
+
+def test_exit_statuses_are_those_of_the_docstrings_tree() -> None:
+    """The tree that the error module opens with tells every class with its exit status."""
+    lines = re.findall(r"^ +[├└─ ]*(\w+Error) +(\d+)", errors.__doc__ or "", re.MULTILINE)
+    statuses = {name: int(status) for name, status in lines}
+    classes = [StartupError, *StartupError.__subclasses__()]
+
+    assert statuses == {cls.__name__: cls.exit_status for cls in classes}
+    assert len(set(statuses.values())) == len(statuses)
