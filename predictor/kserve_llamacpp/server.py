@@ -126,6 +126,7 @@ class LlamaCppServer(ModelServer):  # type: ignore[misc]  # kserve has no types
         )
         if self._grpc_server is not None:
             await self._grpc_server.stop(signal.SIGTERM)
+        await self._served.stop()  # also one that still loads: `_serve` waits for it
 
     def _stop_http(self) -> None:
         server = self._rest_server._server
@@ -209,7 +210,11 @@ def _finish_application(app: FastAPI) -> None:
         structlog.get_logger("server").error("request_failed", exc_info=error)
         return await render(internal_error())
 
+    async def not_served(request: Request, error: Any) -> Response:
+        return await render(http_error(404, request.method, request.url.path[:256]))
+
     app.add_exception_handler(ApiError, own)
+    app.add_exception_handler(NotImplementedError, not_served)
     app.add_exception_handler(errors.ModelNotFound, not_found)
     app.add_exception_handler(errors.ModelNotReady, not_ready)
     app.add_exception_handler(errors.ServerNotReady, not_ready)

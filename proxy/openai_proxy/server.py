@@ -9,6 +9,8 @@ from typing import Any
 
 import uvicorn
 
+from openai_proxy.request_head import BoundedHead
+
 KEEP_ALIVE_SECONDS = 75  # above the 60 s after which common load balancers close idle connections
 BACKLOG = 2048
 EXIT_PORT_TAKEN = 3
@@ -32,7 +34,7 @@ def build(app: Any, grace_seconds: float) -> Server:
     return Server(
         uvicorn.Config(
             app,
-            http="httptools",
+            http=BoundedHead,
             ws="none",
             lifespan="off",
             log_config=None,

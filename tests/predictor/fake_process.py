@@ -55,6 +55,7 @@ class FakeProcess:
         self.num_runs = 0
         self.pid: int | None = None
         self.is_broken = False
+        self.num_unread_bytes = 0
         self._on_report: Callable[[Report], None] | None = None
         self._end: asyncio.Future[int | None] | None = None
 

@@ -236,8 +236,10 @@ async def _merge(generations: list[Generation]) -> AsyncIterator[tuple[int, Delt
         try:
             async for delta in generations[index].deltas():
                 await queue.put((index, delta))
-        finally:
-            await queue.put(None)
+        except ApiError:
+            await queue.put(None)  # who reads asks this task for its result then
+            raise
+        await queue.put(None)
 
     pumps = [asyncio.create_task(pump(index)) for index in range(len(generations))]
     try:

@@ -16,9 +16,16 @@ import llama_cpp
 import numpy as np
 
 from kserve_llamacpp import cgroup
-from kserve_llamacpp.engine.engine import DecodeFailed, KVCacheFull, LogitsNotFinite, Row
+from kserve_llamacpp.engine.engine import (
+    DecodeFailed,
+    KVCacheFull,
+    LogitsNotFinite,
+    PromptTooLong,
+    Row,
+)
 from kserve_llamacpp.engine.frames import FatalReason, ModelFacts, SamplingParams
 from kserve_llamacpp.engine.sampling import draw_seed
+from kserve_llamacpp.engine.special_tokens import SpecialTokens
 
 llama: Any = llama_cpp  # its annotations say arrays where its functions take pointers
 
@@ -27,6 +34,9 @@ _CELL_BYTES = 2  # F16
 _RESERVE_BYTES = 128 << 20  # compute buffers, logits, Python
 _MIN_CTX = 512
 _PROGRESS_SECONDS = 1.0
+_SPECIAL = llama.LLAMA_TOKEN_ATTR_UNKNOWN | llama.LLAMA_TOKEN_ATTR_CONTROL
+_SPECIAL |= llama.LLAMA_TOKEN_ATTR_USER_DEFINED
+_RSTRIP = llama.LLAMA_TOKEN_ATTR_RSTRIP
 _DEFAULT_MAX_CTX = 16384
 _LOG_LEVELS = {3: "warning", 4: "error"}  # what it calls info is debug to us
 _LOG_CONTINUES = 5
@@ -80,11 +90,25 @@ class LlamaBackend:
         self.n_ctx_train: int = llama.llama_model_n_ctx_train(self._model)
         self.max_length: int = min(self.n_ctx, self.n_ctx_train)
         self._pieces: dict[int, bytes] = {}
+        self._specials = self._read_specials()
         self._batch = _Batch(options.n_batch)
 
     def tokenize(self, text: str, add_special: bool) -> list[int]:
-        """Return the token ids of a text; its special tokens are recognised."""
+        """Return the token ids of a text; its special tokens are recognised.
+
+        Raises PromptTooLong, as soon as that is certain. May be called in another thread.
+        """
         data = text.encode("utf-8", "replace")
+        if len(data) > self.max_length * self._specials.longest_text:
+            raise PromptTooLong
+        tokens: list[int] = []
+        for part in self._specials.parts(data):
+            tokens += self._tokenize(part, add_special and not tokens)
+            if len(tokens) > self.max_length:
+                raise PromptTooLong
+        return tokens
+
+    def _tokenize(self, data: bytes, add_special: bool) -> list[int]:
         size = len(data) + 2
         tokens = (llama.llama_token * size)()
         count = llama.llama_tokenize(self._vocab, data, len(data), tokens, size, add_special, True)
@@ -152,6 +176,19 @@ class LlamaBackend:
             fingerprint="fp_" + hashlib.sha256(identity.encode()).hexdigest()[:12],
             build=build,
         )
+
+    def _read_specials(self) -> SpecialTokens:
+        longest = 1
+        texts: list[tuple[bytes, bool]] = []
+        for token in range(self.n_vocab):
+            text = llama.llama_vocab_get_text(self._vocab, token) or b""
+            longest = max(longest, len(text))
+            attributes = llama.llama_vocab_get_attr(self._vocab, token)
+            if text and attributes & _SPECIAL:
+                texts.append((text, bool(attributes & _RSTRIP)))
+        adds_end = llama.llama_vocab_get_add_eos(self._vocab)
+        adds_end |= llama.llama_vocab_get_add_sep(self._vocab)
+        return SpecialTokens(dict(texts), longest, can_cut=not adds_end)
 
     @cached_property
     def _end_tokens(self) -> list[int]:

@@ -39,6 +39,7 @@ from openai_protocol.errors import (
 )
 
 _SUSPECT_DEATHS = 2  # so many engines in a row died under a request: it is tried once alone
+_MAX_UNREAD_BYTES = 64 << 20  # requests that came and went while the engine did not read
 _KILLED_WHILE_LOADING = (
     "the engine was killed (SIGKILL) while it loaded the model, most likely because the container "
     "ran out of memory: give it more memory, lower --n_ctx, or choose a smaller model"
@@ -197,7 +198,7 @@ class EngineClient:
         """Take a request; raises RateLimited when the queue is full, Unavailable when not ready."""
         if self._state not in (EngineState.READY, EngineState.RESTARTING):
             raise Unavailable("The model is not ready to answer requests.", retry_after_seconds=5.0)
-        if self.num_waiting >= self._max_waiting:
+        if self._is_full():
             raise RateLimited(
                 "The queue is full. Please try again later.",
                 code=ErrorCode.QUEUE_FULL,
@@ -209,6 +210,13 @@ class EngineClient:
         self._held.append(generation)
         self._dispatch()
         return generation
+
+    def _is_full(self) -> bool:
+        """Whether the queue is full: so many wait beside those that have, or will get, a slot."""
+        slots = self._facts.max_sequences if self._facts is not None else 0
+        if len(self._active) >= self._max_waiting + slots and self.num_waiting >= self._max_waiting:
+            return True
+        return self._process.num_unread_bytes > _MAX_UNREAD_BYTES
 
     def cancel(self, generation: Generation) -> None:
         """Drop a request, if it still runs; its sequence is freed before the engine's next step."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
+
 from kserve_llamacpp.engine.frames import (
     Event,
     FinishReason,
@@ -28,6 +30,10 @@ class DecodeFailed(Exception):
     """A batch failed inside llama.cpp; the cache's contents are unknown."""
 
 
+class PromptTooLong(Exception):
+    """A text certainly has too many tokens; it was not tokenized to its end."""
+
+
 class LogitsNotFinite(Exception):
     """The model computed NaN or infinity for a row; its sequence fails alone."""
 
@@ -49,7 +55,10 @@ class Backend(Protocol):
     max_length: int  # the most tokens that one sequence may have, prompt included
 
     def tokenize(self, text: str, add_special: bool) -> list[int]:
-        """Return the token ids of a text; its special tokens are recognised."""
+        """Return the token ids of a text; its special tokens are recognised.
+
+        Raises PromptTooLong. May be called in another thread.
+        """
         ...
 
     def piece(self, token: int) -> bytes:
@@ -95,9 +104,12 @@ class Engine:
 
     def submit(self, request: Submit) -> None:
         """Take a request into the queue, or refuse it with an event."""
-        prompt = self._prompt_tokens(request)
-        if prompt is None:
+        ready = self.tokenize(request)
+        if isinstance(ready, Rejected):
+            self.reject(ready)
             return
+        prompt = ready.prompt
+        assert not isinstance(prompt, str)
         sequence = Sequence(
             id=request.id,
             request_id=request.request_id,
@@ -113,6 +125,31 @@ class Engine:
             sequence.sampler.accept(token)
         self._sequences[sequence.id] = sequence
         self._scheduler.add(sequence)
+
+    def tokenize(self, request: Submit) -> Submit | Rejected:
+        """Return the request with token ids for its text, or why it cannot be served.
+
+        Touches nothing of the engine's state: another thread may do it for a long text.
+        """
+        longest = self._backend.max_length
+        prompt = request.prompt
+        if isinstance(prompt, str):
+            try:
+                prompt = self._backend.tokenize(prompt, request.add_special)
+            except PromptTooLong:
+                return _too_long(request, longest, f"more than {longest}")
+        elif any(token >= self._backend.n_vocab for token in prompt):
+            text = f"a token id is not below the vocabulary's size, {self._backend.n_vocab}"
+            return Rejected(request.id, "token_out_of_range", text)
+        if not prompt:
+            return Rejected(request.id, "empty_prompt", "the prompt has no tokens")
+        if len(prompt) >= longest:
+            return _too_long(request, longest, str(len(prompt)))
+        return msgspec.structs.replace(request, prompt=prompt)
+
+    def reject(self, rejected: Rejected) -> None:
+        """Tell that a request is refused."""
+        self._events.append(rejected)
 
     def cancel(self, id: int) -> None:
         """Drop a sequence and its cells now; nothing more is told of it."""
@@ -135,39 +172,9 @@ class Engine:
             self._steps += 1
         return Step(events=self._take_events(), stats=self._take_stats())
 
-    def _prompt_tokens(self, request: Submit) -> list[int] | None:
-        if isinstance(request.prompt, str):
-            tokens = self._backend.tokenize(request.prompt, request.add_special)
-        else:
-            tokens = request.prompt
-            if any(token >= self._backend.n_vocab for token in tokens):
-                self._reject(
-                    request.id,
-                    "token_out_of_range",
-                    f"a token id is not below the vocabulary's size, {self._backend.n_vocab}",
-                )
-                return None
-        if not tokens:
-            self._reject(request.id, "empty_prompt", "the prompt has no tokens")
-            return None
-        longest = self._backend.max_length
-        if len(tokens) >= longest:
-            self._reject(
-                request.id,
-                "context_length",
-                f"This model's maximum context length is {longest} tokens. "
-                f"However, your prompt has {len(tokens)} tokens. "
-                "Please reduce its length, and leave room for the answer.",
-            )
-            return None
-        return tokens
-
     def _token_limit(self, prompt: list[int], request: Submit) -> int:
         room = self._backend.max_length - len(prompt)
         return room if request.max_tokens is None else min(room, request.max_tokens)
-
-    def _reject(self, id: int, reason: str, message: str) -> None:
-        self._events.append(Rejected(id=id, reason=reason, message=message))  # type: ignore[arg-type]  # literals at every call
 
     def _announce(self, chunks: list[Chunk]) -> None:
         for chunk in chunks:
@@ -221,7 +228,7 @@ class Engine:
             try:
                 drawn.append((sequence, sequence.sampler.sample(row, sequence.num_generated)))
             except LogitsNotFinite:
-                self._reject(sequence.id, "failed", "the model computed no finite logits")
+                self.reject(Rejected(sequence.id, "failed", "the model computed no finite logits"))
                 self._release(sequence)
         return drawn
 
@@ -273,6 +280,16 @@ class Engine:
         self._steps = self._prefill_tokens = self._decode_tokens = 0
         scheduler.num_preemptions = 0
         return stats
+
+
+def _too_long(request: Submit, longest: int, count: str) -> Rejected:
+    return Rejected(
+        request.id,
+        "context_length",
+        f"This model's maximum context length is {longest} tokens. "
+        f"However, your prompt has {count} tokens. "
+        "Please reduce its length, and leave room for the answer.",
+    )
 
 
 def _rows(chunk: Chunk) -> list[Row]:

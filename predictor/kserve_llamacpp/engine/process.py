@@ -76,6 +76,11 @@ class EngineProcess:
         """The process id, while it runs."""
         return self._process.pid if self._process is not None else None
 
+    @property
+    def num_unread_bytes(self) -> int:
+        """How much was sent that the process has not read."""
+        return self._writer.transport.get_write_buffer_size() if self._writer is not None else 0
+
     def send(self, command: Command) -> None:
         """Write a command; it is lost when the process is gone, and its sender will be told."""
         if self._writer is not None and not self._writer.is_closing():

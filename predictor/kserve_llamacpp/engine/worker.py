@@ -36,10 +36,12 @@ from kserve_llamacpp.engine.frames import (
     encode,
 )
 from kserve_llamacpp.engine.scheduler import Limits, Scheduler
+from kserve_llamacpp.engine.tokenizer import BackgroundTokenizer
 from kserve_llamacpp.engine.worker_options import WorkerOptions
 from kserve_llamacpp.logging import configure_logging
 
 _READ_BYTES = 1 << 20
+_LONG_TEXT = 16384  # characters; a shorter text is tokenized within a few milliseconds
 EXIT_DECODE_FAILED = 70
 
 
@@ -53,6 +55,12 @@ class Channel:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._reader = FrameReader()
+        self._poll = select.poll()  # not select(): the descriptor may be over 1023
+        self._poll.register(sock, select.POLLIN)
+
+    def wake_by(self, source: BackgroundTokenizer) -> None:
+        """Let `receive` also return when this has something to collect."""
+        self._poll.register(source, select.POLLIN)
 
     def send(self, report: Report) -> None:
         """Write a report; the process ends when nobody is there to read it."""
@@ -62,16 +70,17 @@ class Channel:
             os._exit(0)
 
     def receive(self, wait: bool) -> list[Command]:
-        """Return the commands that have come; with `wait`, until there is at least one."""
+        """Return the commands that have come; with `wait`, sleep until something happens."""
         commands: list[Command] = []
-        while True:
-            timeout = None if wait and not commands else 0
-            if not select.select([self._sock], [], [], timeout)[0]:
-                return commands
+        own = self._sock.fileno()
+        ready = self._poll.poll(None if wait else 0)
+        while any(descriptor == own for descriptor, _ in ready):
             data = self._sock.recv(_READ_BYTES)
             if not data:
                 os._exit(0)
             commands += [decode_command(payload) for payload in self._reader.feed(data)]
+            ready = self._poll.poll(0)
+        return commands
 
 
 class Worker:
@@ -80,6 +89,8 @@ class Worker:
     def __init__(self, channel: Channel, engine: Engine) -> None:
         self._channel = channel
         self._engine = engine
+        self._tokenizer = BackgroundTokenizer(engine.tokenize)
+        channel.wake_by(self._tokenizer)
         self._log = structlog.get_logger("engine")
         self._request_ids: dict[int, str] = {}
 
@@ -88,6 +99,11 @@ class Worker:
         while True:
             for command in self._channel.receive(wait=not self._engine.has_work):
                 self._apply(command)
+            for result in self._tokenizer.collect():
+                if isinstance(result, Submit):
+                    self._engine.submit(result)
+                else:
+                    self._engine.reject(result)
             step = self._engine.step()
             for event in step.events:
                 self._note_end(event)
@@ -102,8 +118,12 @@ class Worker:
                     request_id=command.request_id,
                     replayed_tokens=len(command.resume),
                 )
-                self._engine.submit(command)
+                if isinstance(command.prompt, str) and len(command.prompt) > _LONG_TEXT:
+                    self._tokenizer.put(command)
+                else:
+                    self._engine.submit(command)
             case Cancel():
+                self._tokenizer.forget(command.id)
                 self._engine.cancel(command.id)
                 self._note(command.id, "cancelled")
 

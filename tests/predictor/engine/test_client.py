@@ -10,7 +10,7 @@ from kserve_llamacpp.engine.client import EngineState
 from kserve_llamacpp.engine.frames import Loading, Rejected, SamplingParams, Step
 from kserve_llamacpp.engine.generation import Delta, Request
 from openai_protocol.errors import ApiError, InvalidRequest, RateLimited, Unavailable
-from tests.predictor.fake_process import STATS, ClientRun, read, read_deltas, settle
+from tests.predictor.fake_process import FACTS, STATS, ClientRun, read, read_deltas, settle
 
 
 async def test_before_the_model_is_loaded_requests_get_503() -> None:
@@ -78,15 +78,42 @@ async def test_the_queue_is_bounded() -> None:
     """Over the bound a request gets 429 with a code and Retry-After; none is lost or kept."""
     run = ClientRun(max_waiting=2)
     await run.ready()
-    run.submit("a")
-    run.submit("b")
+    accepted = FACTS.max_sequences + 2
+    for _ in range(accepted):
+        run.submit()
 
     with pytest.raises(RateLimited) as caught:
         run.submit("c")
 
     assert (caught.value.status, caught.value.code) == (429, "queue_full")
     assert caught.value.headers() == {"retry-after": "1"}
-    assert run.client.num_waiting == len(run.submitted()) == 2
+    assert run.client.num_waiting == len(run.submitted()) == accepted
+    await run.client.stop()
+
+
+async def test_without_a_queue_the_slots_are_still_used() -> None:
+    """A bound of 0 refuses what would wait, not what an idle engine can begin with at once."""
+    run = ClientRun(max_waiting=0)
+    await run.ready()
+    generations = [run.submit() for _ in range(FACTS.max_sequences)]
+
+    for has_begun in (False, True):
+        if has_begun:
+            for generation in generations:
+                run.begin(generation)
+        with pytest.raises(RateLimited):
+            run.submit()
+    await run.client.stop()
+
+
+async def test_an_engine_that_does_not_read_gets_no_more() -> None:
+    """Requests that come and go while the engine hangs do not pile up without end."""
+    run = ClientRun(max_waiting=100)
+    await run.ready()
+    run.process.num_unread_bytes = 1 << 30
+
+    with pytest.raises(RateLimited):
+        run.submit()
     await run.client.stop()
 
 
@@ -94,12 +121,12 @@ async def test_running_requests_do_not_fill_the_queue() -> None:
     """The bound is on those that wait: one that has started makes room for another."""
     run = ClientRun(max_waiting=1)
     await run.ready()
-    first = run.submit("a")
-    run.begin(first)
+    for _ in range(FACTS.max_sequences + 1):
+        run.begin(run.submit())
 
     run.submit("b")
 
-    assert (run.client.num_running, run.client.num_waiting) == (1, 1)
+    assert (run.client.num_running, run.client.num_waiting) == (FACTS.max_sequences + 1, 1)
     await run.client.stop()
 
 

@@ -71,7 +71,8 @@ async def test_the_queue_is_bounded_during_a_restart_too() -> None:
     run = ClientRun(max_waiting=1)
     await run.ready()
     await run.die()
-    run.submit()
+    for _ in range(FACTS.max_sequences + 1):
+        run.submit()
 
     with pytest.raises(ApiError) as caught:
         run.submit()

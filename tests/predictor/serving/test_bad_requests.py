@@ -68,6 +68,14 @@ CASES: list[tuple[str, Any, int, str | None, str]] = [
     ),
     ("/v1/models/no-such:predict", {"instances": ["a"]}, 404, "model", "model_not_found"),
     ("/v1/no-such-path", {}, 404, None, "unknown_url"),
+    ("/v1/models/smollm2:explain", {"instances": ["a"]}, 404, None, "unknown_url"),
+    (
+        "/v2/models/smollm2/infer",
+        {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a"]}]},
+        404,
+        None,
+        "unknown_url",
+    ),
 ]
 
 

@@ -17,7 +17,7 @@ import openai
 import psutil
 import pytest
 
-from tests.processes import Predictor, Server
+from tests.processes import Predictor, Server, descendants
 
 pytestmark = pytest.mark.model
 
@@ -145,6 +145,20 @@ async def test_second_signal_ends_at_once(model_path: Path) -> None:
         server.signal(signal.SIGINT)
         assert await asyncio.to_thread(server.exit_status, 5) == 130
         engine.wait(5)
+
+
+async def test_sigterm_while_the_model_loads(model_path: Path) -> None:
+    """A server whose model does not finish loading ends, too, when it is told to."""
+    with Predictor(model_path, "--grace_seconds=1") as server:
+        server.wait_for("http_listening")
+        async with asyncio.timeout(10):
+            while not descendants(server.pid):  # noqa: ASYNC110 - it is in another process
+                await asyncio.sleep(0.001)
+        (engine,) = descendants(server.pid)
+        engine.suspend()
+        server.signal(signal.SIGTERM)
+        assert await asyncio.to_thread(server.exit_status, 10) == 0
+        assert not engine.is_running()
 
 
 def test_engine_leaves_with_its_server(model_path: Path) -> None:

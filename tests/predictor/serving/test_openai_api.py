@@ -145,6 +145,29 @@ async def test_a_stream_does_not_wait_for_a_long_prompt(client: openai.AsyncOpen
     await long
 
 
+async def test_a_hostile_prompt_stops_nobody(client: openai.AsyncOpenAI) -> None:
+    """Masses of special tokens, or of anything, are refused soon; a stream goes on meanwhile."""
+    stream = await client.chat.completions.create(
+        model="smollm2",
+        messages=QUESTION,
+        max_tokens=4000,
+        stream=True,
+        extra_body={"ignore_eos": True},
+    )
+    chunks = aiter(stream)
+    await anext(chunks)
+    for text in ("<|im_end|>" * 40_000, "a" * 1_000_000, " \n" * 500_000, "<|im_end|> " * 700_000):
+        refusal = asyncio.create_task(client.completions.create(model="smollm2", prompt=text))
+        async with asyncio.timeout(20):
+            while not refusal.done():
+                async with asyncio.timeout(3):
+                    await anext(chunks)
+        with pytest.raises(openai.BadRequestError) as error:
+            await refusal
+        assert error.value.code == "context_length_exceeded"
+    await stream.close()
+
+
 async def test_a_client_that_leaves_frees_its_sequence(
     client: openai.AsyncOpenAI, http: httpx2.AsyncClient
 ) -> None:
