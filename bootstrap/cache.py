@@ -18,14 +18,17 @@ class Cache:
 
     @property
     def wheels(self) -> Path:
+        """Where built wheels are kept, a folder for each key."""
         return self.root / "wheels"
 
     @property
     def models(self) -> Path:
+        """Where fetched models are kept."""
         return self.root / "models"
 
     @property
     def tools(self) -> Path:
+        """Where the tools that make environments and builds are kept."""
         return self.root / "tools"
 
     def log(self, name: str) -> Path:

@@ -44,6 +44,7 @@ class Plan:
 
     @property
     def is_empty(self) -> bool:
+        """Whether nothing is to be done."""
         return not (self.remake or self.locks or self.wheel or self.projects)
 
 

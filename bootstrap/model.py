@@ -30,6 +30,7 @@ class PackagedModel:
 
     @property
     def filename(self) -> str:
+        """The model's name without the folder that it lies in."""
         return self.member.rpartition("/")[2]
 
 

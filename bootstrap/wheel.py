@@ -61,6 +61,7 @@ class WheelKey:
 
     @property
     def digest(self) -> str:
+        """Return the key in 16 hexadecimal digits, for a folder's name."""
         text = json.dumps(asdict(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
