@@ -80,6 +80,7 @@ class LlamaBackend:
         self._options = options
         self._log_callback = _log_callback(on_log)  # kept: llama.cpp holds a bare pointer
         llama.llama_log_set(self._log_callback, ctypes.c_void_p(0))
+        load_backends(llama.llama_cpp._lib, llama.llama_cpp._base_path)
         llama.llama_backend_init()
         self._model = _load_model(options, on_progress)
         self._vocab = llama.llama_model_get_vocab(self._model)
@@ -157,9 +158,11 @@ class LlamaBackend:
         template = llama.llama_model_chat_template(self._model, None)
         size = llama.llama_model_size(self._model)
         build = f"llama-cpp-python {llama.__version__}"
+        # which instructions are used: a portable build's logits differ from one CPU to the next
+        system = llama.llama_print_system_info().decode("utf-8", "replace")
         identity = (
             f"{self._options.model_path.name}/{size}/{self.n_vocab}/{build}/"
-            f"{self._options.n_gpu_layers}/{self._options.n_threads}/{self.n_ctx}"
+            f"{self._options.n_gpu_layers}/{self._options.n_threads}/{self.n_ctx}/{system}"
         )
         return ModelFacts(
             description=description.value.decode("utf-8", "replace"),
@@ -403,6 +406,26 @@ class _Batch:
         self._outputs[:count] = [row.is_output for row in rows]
         self._batch.n_tokens = count
         return self._batch
+
+
+def load_backends(library: Any, directory: Path) -> None:
+    """Load what computes: of the libraries in the directory, the best for this machine's CPU.
+
+    A portable build has its backends there, one library each; a build for one machine has them
+    linked in, and nothing is loaded. Raises LoadFailed.
+    """
+    library.ggml_backend_reg_count.restype = ctypes.c_size_t
+    if library.ggml_backend_reg_count() > 0:
+        return
+    library.ggml_backend_load_all_from_path.argtypes = [ctypes.c_char_p]
+    library.ggml_backend_load_all_from_path.restype = None
+    library.ggml_backend_load_all_from_path(str(directory).encode())
+    if library.ggml_backend_reg_count() == 0:
+        raise LoadFailed(
+            "configuration",
+            f"llama.cpp found none of its backends (libggml-cpu-*.so) for this machine in "
+            f"{directory}: install a build for this architecture, or correct LLAMA_CPP_LIB_PATH",
+        )
 
 
 def _load_model(options: LoadOptions, on_progress: Callable[[float], None]) -> Any:
