@@ -24,7 +24,7 @@ bootstrap = $(find_python); exec "$$python" -m bootstrap
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo '  PYTHON=/path/to/python3.12 chooses the Python (3.11 to 3.13).'
 	@echo '  KSERVE_LLAMACPP_CACHE=DIR  keeps wheels and models elsewhere than in ~/.cache.'
@@ -39,6 +39,11 @@ serve: ## chat with a model: MODEL=file.gguf PORT=8000 HOST=127.0.0.1 ARGS='...'
 test: dev ## run the tests: TEST_ARGS='tests/proxy -k stream'
 	@$(bootstrap) model >/dev/null
 	@exec $(venv)/python -m pytest $(TEST_ARGS)
+
+.PHONY: e2e-short
+e2e-short: dev ## apply the manifests to a cluster: KUBECONFIG=FILE, or CLUSTER_KIT=DIR that makes one
+	@$(bootstrap) model >/dev/null
+	@exec $(venv)/python -m pytest tests/e2e $(TEST_ARGS)
 
 .PHONY: lint
 lint: dev ## check style and formatting

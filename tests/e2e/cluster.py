@@ -1,0 +1,140 @@
+"""A cluster to test on: the user's own (KUBECONFIG), or one that a kit brings up (CLUSTER_KIT)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+_KIT_NODE_PORT = 30080  # mapped to the host's loopback
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """How to talk to the cluster and to put images into it."""
+
+    environ: Mapping[str, str]
+    load_command: tuple[str, ...]
+    docker_command: tuple[str, ...]
+    build_arguments: tuple[str, ...]
+    # A node port that answers on the host's loopback; without one, ports are forwarded.
+    node_port: int | None
+
+    def kubectl(self, *arguments: str, data: bytes | None = None) -> str:
+        """Run kubectl and return what it prints; its errors are the test's."""
+        return self._run("kubectl", *arguments, data=data)
+
+    def build(self, target: str, tag: str) -> None:
+        """Build an image and load it into the cluster."""
+        build = (*self.docker_command, "build", *self.build_arguments, "--target", target)
+        self._run(*build, "--tag", tag, str(ROOT))
+        self._run(*self.load_command, tag)
+
+    @contextlib.contextmanager
+    def forward(self, namespace: str, target: str, port: int) -> Iterator[str]:
+        """Forward a free local port to a port of a pod or service; yield the URL."""
+        command = ["kubectl", "-n", namespace, "port-forward", target, f":{port}"]
+        with subprocess.Popen(
+            command, env=dict(self.environ), stdout=subprocess.PIPE, text=True
+        ) as process:
+            try:
+                assert process.stdout is not None
+                match = re.search(r"127\.0\.0\.1:(\d+)", process.stdout.readline())
+                assert match is not None, "kubectl port-forward did not start"
+                yield f"http://127.0.0.1:{match[1]}"
+            finally:
+                process.terminate()
+
+    def _run(self, *command: str, data: bytes | None = None) -> str:
+        done = subprocess.run(
+            command, env=dict(self.environ), input=data, capture_output=True, check=False
+        )
+        errors = done.stderr.decode("utf-8", "replace")
+        assert done.returncode == 0, f"{' '.join(command)}: {errors[-4000:]}"
+        return done.stdout.decode()
+
+
+@contextlib.contextmanager
+def open_cluster(environ: Mapping[str, str]) -> Iterator[Cluster]:
+    """Yield the cluster that the environment names; one that the kit made is taken down again."""
+    if kit := environ.get("CLUSTER_KIT"):
+        with _kit(Path(kit).resolve(), environ) as cluster:
+            yield cluster
+    elif environ.get("KUBECONFIG"):
+        yield _given(environ)
+    else:
+        raise RuntimeError(
+            "no cluster: set KUBECONFIG to one with KServe (and make its context the current one), "
+            "or CLUSTER_KIT to a folder with the scripts up, down, load and python-base"
+        )
+
+
+def _given(environ: Mapping[str, str]) -> Cluster:
+    """Return the user's cluster; images get into it by E2E_LOAD, or as kind does it."""
+    docker = {**environ, "DOCKER_BUILDKIT": "1"}
+    context = _output("kubectl", "config", "current-context", environ=environ)
+    load = tuple(environ.get("E2E_LOAD", "").split())
+    if not load and context.startswith("kind-"):
+        load = ("kind", "load", "docker-image", "--name", context.removeprefix("kind-"))
+    if not load:
+        raise RuntimeError(
+            f"E2E_LOAD is not set: for a cluster that is not kind's ({context}), give the command "
+            "that makes an image of the local docker known to it"
+        )
+    return Cluster(docker, load, ("docker",), (), None)
+
+
+@contextlib.contextmanager
+def _kit(kit: Path, environ: Mapping[str, str]) -> Iterator[Cluster]:
+    state = Path(environ.get("KIT_STATE", "/var/lib/kserve-kit"))
+    was_up = _answers(state / "kubeconfig", {**environ, "PATH": f"{state}/bin:{environ['PATH']}"})
+    lines = _output(os.fspath(kit / "up"), environ=environ).splitlines()
+    try:
+        settings = {
+            **environ,
+            "PATH": f"{state}/bin:{environ['PATH']}",
+            "KUBECONFIG": lines[-1],
+            "DOCKER_BUILDKIT": "1",
+        }
+        base = _output(os.fspath(kit / "python-base"), environ=settings)
+        arguments = ("--network=host", "--pull=false", f"--build-arg=BASE_IMAGE={base}")
+        # Debian's client has BuildKit inside; another one may want a plugin.
+        docker = ("/usr/bin/docker",)
+        yield Cluster(settings, (os.fspath(kit / "load"),), docker, arguments, _KIT_NODE_PORT)
+    finally:
+        if not was_up:
+            _output(os.fspath(kit / "down"), environ=environ)
+
+
+def _answers(kubeconfig: Path, environ: Mapping[str, str]) -> bool:
+    if not kubeconfig.exists():
+        return False
+    command = ["kubectl", "--kubeconfig", os.fspath(kubeconfig), "get", "--raw", "/readyz"]
+    try:
+        done = subprocess.run(
+            command, env=dict(environ), capture_output=True, timeout=20, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
+
+
+def _output(*command: str, environ: Mapping[str, str]) -> str:
+    done = subprocess.run(command, env=dict(environ), stdout=subprocess.PIPE, text=True, check=True)
+    return done.stdout.strip()
+
+
+def wait_until(what: str, seconds: float, condition: Callable[[], Any]) -> Any:
+    """Return the condition's first true value; it is looked at every half second."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"{what}: not within {seconds:g} seconds"
+        time.sleep(0.5)
+    return value
