@@ -51,7 +51,7 @@ def model_volume(cluster: Cluster, namespace: str, model_path: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def applied(cluster: Cluster, namespace: str, model_volume: None) -> dict[str, float]:
+def applied(cluster: Cluster, namespace: str, model_volume: None) -> Iterator[dict[str, float]]:
     """Runtime, InferenceService and proxy, all ready; the seconds that each took from apply.
 
     From here on the namespace takes only pods that hold to the restricted profile.
@@ -66,7 +66,11 @@ def applied(cluster: Cluster, namespace: str, model_volume: None) -> dict[str, f
     service_seconds = time.monotonic() - started
     rollout = ("rollout", "status", "deployment/openai-proxy", "--timeout=120s")
     cluster.kubectl("-n", namespace, *rollout)
-    return {"InferenceService": service_seconds, "proxy": time.monotonic() - started}
+    yield {"InferenceService": service_seconds, "proxy": time.monotonic() - started}
+    # A namespace's end takes half of its pods' grace period at least: let the pods go first.
+    cluster.kubectl("-n", namespace, "delete", "-k", f"{HERE}/overlay", "--wait=true")
+    core = client.CoreV1Api()
+    wait_until("no pod left", 60, lambda: not core.list_namespaced_pod(namespace).items)
 
 
 @pytest.fixture(scope="session")
