@@ -5,10 +5,10 @@
 #   docker build --target all-in-one -t kserve-llamacpp/all-in-one .
 #
 # Any Debian with Python 3.11 to 3.13 will do as the base.
-ARG BASE_IMAGE=docker.io/library/python:3.12-slim-bookworm
+ARG BASE_IMAGE=python:3.12-slim-bookworm
 # For predictor-cuda: CUDA 12 with a Python of 3.11 to 3.13 in its distribution.
-ARG CUDA_BUILD_IMAGE=docker.io/nvidia/cuda:12.6.3-devel-ubuntu24.04
-ARG CUDA_BASE_IMAGE=docker.io/nvidia/cuda:12.6.3-runtime-ubuntu24.04
+ARG CUDA_BUILD_IMAGE=nvidia/cuda:12.6.3-devel-ubuntu24.04
+ARG CUDA_BASE_IMAGE=nvidia/cuda:12.6.3-runtime-ubuntu24.04
 
 
 # llama.cpp: nothing but its pins goes in, so that a change to our own sources never builds it anew.
