@@ -115,7 +115,7 @@ async def test_several_clients_decode_together(
             model="smollm2",
             messages=[{"role": "user", "content": f"Tell me about the number {number}."}],
             max_tokens=24,
-            logit_bias={"2": -100},
+            extra_body={"ignore_eos": True},
         )
 
     before = await metric(http, "kserve_llamacpp:engine_steps_total")
@@ -128,7 +128,11 @@ async def test_several_clients_decode_together(
 async def test_a_stream_does_not_wait_for_a_long_prompt(client: openai.AsyncOpenAI) -> None:
     """While a long prompt is prefilled in chunks, a running stream goes on."""
     stream = await client.chat.completions.create(
-        model="smollm2", messages=QUESTION, max_tokens=200, stream=True, logit_bias={"2": -100}
+        model="smollm2",
+        messages=QUESTION,
+        max_tokens=200,
+        stream=True,
+        extra_body={"ignore_eos": True},
     )
     chunks = aiter(stream)
     for _ in range(3):
@@ -173,7 +177,11 @@ async def test_a_client_that_leaves_frees_its_sequence(
 ) -> None:
     """After a client leaves in mid-stream, its sequence and cells are free within one step."""
     stream = await client.chat.completions.create(
-        model="smollm2", messages=QUESTION, max_tokens=4000, stream=True, logit_bias={"2": -100}
+        model="smollm2",
+        messages=QUESTION,
+        max_tokens=4000,
+        stream=True,
+        extra_body={"ignore_eos": True},
     )
     chunks = aiter(stream)
     for _ in range(4):
@@ -195,8 +203,11 @@ async def test_a_client_that_leaves_a_plain_request_frees_it_too(
 ) -> None:
     """A client that hangs up while it waits for a whole answer stops the work, V1 predict too."""
     for path, body in (
-        ("/v1/completions", {"prompt": "Once", "max_tokens": 4000}),
-        ("/v1/models/smollm2:predict", {"instances": ["Once"], "parameters": {"max_tokens": 4000}}),
+        ("/v1/completions", {"prompt": "Once", "max_tokens": 4000, "ignore_eos": True}),
+        (
+            "/v1/models/smollm2:predict",
+            {"instances": [{"prompt": "Once", "max_tokens": 4000, "ignore_eos": True}]},
+        ),
     ):
         with pytest.raises(httpx2.TimeoutException):
             await http.post(path, json=body, timeout=0.7)
