@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 import time
 from collections import deque
@@ -174,13 +173,19 @@ class EngineClient:
         await self._settled.wait()
 
     async def stop(self) -> None:
-        """End the process; requests that still run fail."""
-        self._set_state(EngineState.STOPPED)
-        self.fail_all(_shutting_down())
+        """End the process and wait for its end; requests that still run fail.
+
+        May be called again, also meanwhile: a second cancellation would leave the process behind.
+        """
+        if self._state is not EngineState.STOPPED:
+            self._set_state(EngineState.STOPPED)
+            self.fail_all(_shutting_down())
+            if self._supervisor is not None:
+                self._supervisor.cancel()
         if self._supervisor is not None:
-            self._supervisor.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._supervisor
+            await asyncio.wait([self._supervisor])
+            if not self._supervisor.cancelled():
+                self._supervisor.result()  # raises what made it fail
         self._settled.set()
 
     async def idle(self) -> None:
