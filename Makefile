@@ -40,10 +40,16 @@ test: dev ## run the tests: TEST_ARGS='tests/proxy -k stream'
 	@$(bootstrap) model >/dev/null
 	@exec $(venv)/python -m pytest $(TEST_ARGS)
 
-.PHONY: e2e-short
-e2e-short: dev ## apply the manifests to a cluster: KUBECONFIG=FILE, or CLUSTER_KIT=DIR that makes one
+# KUBECONFIG=FILE takes a cluster, CLUSTER_KIT=DIR makes one.
+.PHONY: e2e
+e2e: dev ## apply the manifests to a cluster and break things there: KUBECONFIG=FILE or CLUSTER_KIT=DIR
 	@$(bootstrap) model >/dev/null
-	@exec $(venv)/python -m pytest tests/e2e $(TEST_ARGS)
+	@exec $(venv)/python -m pytest tests/e2e -o junit_family=xunit1 --junitxml=build/e2e.xml $(TEST_ARGS)
+
+.PHONY: e2e-short
+e2e-short: dev ## the first and most important part of e2e
+	@$(bootstrap) model >/dev/null
+	@exec $(venv)/python -m pytest tests/e2e -o junit_family=xunit1 --junitxml=build/e2e.xml -m short $(TEST_ARGS)
 
 .PHONY: lint
 lint: dev ## check style and formatting

@@ -7,13 +7,24 @@ import os
 import re
 import subprocess
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 _KIT_NODE_PORT = 30080  # mapped to the host's loopback
+_KIT_KNATIVE = "http://127.0.0.1:30081"
+_KIT_PROMETHEUS = "http://prometheus.monitoring.svc:9090"
+# What tells that a part is installed, in a cluster that was given
+_SIGNS = {
+    "keda": "scaledobjects.keda.sh",
+    "knative": "services.serving.knative.dev",
+    "metrics-server": "apiservice/v1beta1.metrics.k8s.io",
+}
 
 
 @dataclass(frozen=True)
@@ -26,16 +37,46 @@ class Cluster:
     build_arguments: tuple[str, ...]
     # A node port that answers on the host's loopback; without one, ports are forwarded.
     node_port: int | None
+    # The kit's script that installs parts; None where the cluster is the user's.
+    up_command: str | None
+    # Knative's ingress, from the host; Prometheus, from inside the cluster
+    knative_url: str | None
+    prometheus_url: str | None
+    _images: set[str] = field(default_factory=set)
 
     def kubectl(self, *arguments: str, data: bytes | None = None) -> str:
         """Run kubectl and return what it prints; its errors are the test's."""
         return self._run("kubectl", *arguments, data=data)
 
-    def build(self, target: str, tag: str) -> None:
+    def image(self, target: str) -> str:
+        """Build one of our images and load it into the cluster, once; return its name."""
+        name = f"kserve-llamacpp/{target}:e2e"
+        if target not in self._images:
+            self.build(name, ROOT, "--target", target)
+            self._images.add(target)
+        return name
+
+    def build(self, name: str, context: Path, *arguments: str) -> None:
         """Build an image and load it into the cluster."""
-        build = (*self.docker_command, "build", *self.build_arguments, "--target", target)
-        self._run(*build, "--tag", tag, str(ROOT))
-        self._run(*self.load_command, tag)
+        build = (*self.docker_command, "build", *self.build_arguments, *arguments)
+        self._run(*build, "--tag", name, str(context))
+        self._run(*self.load_command, name)
+
+    def needs(self, *parts: str) -> None:
+        """Install keda, knative, metrics-server, prometheus, or skip the test that needs them."""
+        if self.up_command is not None:
+            self._run(self.up_command, "--with", ",".join(parts))
+            return
+        for part in parts:
+            if part == "prometheus":
+                missing = self.prometheus_url is None
+                hint = "set E2E_PROMETHEUS to its URL inside the cluster"
+            else:
+                kind = _SIGNS[part] if "/" in _SIGNS[part] else f"crd/{_SIGNS[part]}"
+                missing = not self.kubectl("get", kind, "--ignore-not-found", "--output=name")
+                hint = f"it has no {_SIGNS[part]}"
+            if missing:
+                pytest.skip(f"the cluster that was given lacks {part}: {hint}")
 
     @contextlib.contextmanager
     def forward(self, namespace: str, target: str, port: int) -> Iterator[str]:
@@ -88,7 +129,8 @@ def _given(environ: Mapping[str, str]) -> Cluster:
             f"E2E_LOAD is not set: for a cluster that is not kind's ({context}), give the command "
             "that makes an image of the local docker known to it"
         )
-    return Cluster(docker, load, ("docker",), (), None)
+    knative, prometheus = environ.get("E2E_KNATIVE"), environ.get("E2E_PROMETHEUS")
+    return Cluster(docker, load, ("docker",), (), None, None, knative, prometheus)
 
 
 @contextlib.contextmanager
@@ -107,7 +149,16 @@ def _kit(kit: Path, environ: Mapping[str, str]) -> Iterator[Cluster]:
         arguments = ("--network=host", "--pull=false", f"--build-arg=BASE_IMAGE={base}")
         # Debian's client has BuildKit inside; another one may want a plugin.
         docker = ("/usr/bin/docker",)
-        yield Cluster(settings, (os.fspath(kit / "load"),), docker, arguments, _KIT_NODE_PORT)
+        yield Cluster(
+            settings,
+            (os.fspath(kit / "load"),),
+            docker,
+            arguments,
+            _KIT_NODE_PORT,
+            os.fspath(kit / "up"),
+            _KIT_KNATIVE,
+            _KIT_PROMETHEUS,
+        )
     finally:
         if not was_up:
             _output(os.fspath(kit / "down"), environ=environ)
@@ -138,3 +189,12 @@ def wait_until(what: str, seconds: float, condition: Callable[[], Any]) -> Any:
         assert time.monotonic() < deadline, f"{what}: not within {seconds:g} seconds"
         time.sleep(0.5)
     return value
+
+
+def is_answering(url: str) -> bool:
+    """Tell whether a URL answers 200 now."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False

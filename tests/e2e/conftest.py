@@ -1,100 +1,107 @@
-"""The manifests applied to a real cluster, as a user applies them."""
+"""What the tests on a cluster share: the cluster, a namespace for each module, the model in it."""
 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from kubernetes import client, config
+from kubernetes import config
 
 from tests.e2e.cluster import Cluster, open_cluster, wait_until
+from tests.e2e.state import pods
 
 HERE = Path(__file__).parent
-_READY_SECONDS = 300
-_NAMESPACE = "kserve-llamacpp-e2e"
-_VOLUME = "kserve-llamacpp-e2e"
+# The first test of all builds the images, llama.cpp among them.
+_TIMEOUT_SECONDS = 2400
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the tests on a cluster the time that they need."""
+    for item in items:
+        if HERE in item.path.parents and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(_TIMEOUT_SECONDS))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what each test took and measured, as a table."""
+    terminalreporter.section("on the cluster")
+    for outcome in ("passed", "failed", "error", "skipped"):
+        for report in terminalreporter.getreports(outcome):
+            if outcome == "passed" and report.when != "call":
+                continue
+            name = report.nodeid.removeprefix("tests/e2e/")
+            measured = ", ".join(f"{key}: {value}" for key, value in report.user_properties)
+            terminalreporter.write_line(
+                f"{outcome:8}{report.duration:7.1f} s  {name}"
+                + (f"  [{measured}]" if measured else "")
+            )
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """A cluster with KServe that holds our images."""
+    """A cluster with KServe that holds the images of predictor and proxy."""
     with open_cluster(os.environ) as opened:
         for target in ("predictor", "proxy"):
-            opened.build(target, f"kserve-llamacpp/{target}:e2e")
+            opened.image(target)
         config.load_kube_config(opened.environ["KUBECONFIG"])
         yield opened
 
 
+@pytest.fixture(scope="module")
+def namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A namespace of the test module's own, which takes only pods of the restricted profile."""
+    module = request.module.__name__.rpartition(".")[2]
+    with _namespace(cluster, "e2e-" + module.removeprefix("test_").replace("_", "-")) as name:
+        profile = "pod-security.kubernetes.io/enforce=restricted"
+        cluster.kubectl("label", "namespace", name, profile)
+        yield name
+
+
+@pytest.fixture(scope="module")
+def models(cluster: Cluster, namespace: str, _model_on_node: None) -> Iterator[None]:
+    """The claim `models` in the namespace, with the default model in its folder smollm2."""
+    with _volume(cluster, namespace):
+        yield
+
+
 @pytest.fixture(scope="session")
-def namespace(cluster: Cluster) -> Iterator[str]:
-    """A namespace of our own; it and the volume are gone afterwards."""
-    cluster.kubectl("create", "namespace", _NAMESPACE)
+def _model_on_node(cluster: Cluster, model_path: Path) -> None:
+    with _namespace(cluster, "e2e-model-writer") as name, _volume(cluster, name):
+        cluster.kubectl("-n", name, "apply", "-f", f"{HERE}/model-writer.yaml")
+        cluster.kubectl("-n", name, "wait", "pod/model-writer", "--for=condition=Ready")
+        # Renamed at the end, so that no pod ever sees half of it.
+        store = (
+            "mkdir -p /models/smollm2 && cat > /models/.part "
+            f"&& mv /models/.part '/models/smollm2/{model_path.name}'"
+        )
+        shell = ("exec", "-i", "model-writer", "--", "sh", "-c", store)
+        cluster.kubectl("-n", name, *shell, data=model_path.read_bytes())
+
+
+@contextmanager
+def _namespace(cluster: Cluster, name: str) -> Iterator[str]:
+    # One that an interrupted run left behind goes first.
+    cluster.kubectl("delete", "namespace", name, "--ignore-not-found", "--timeout=180s")
+    cluster.kubectl("create", "namespace", name)
     try:
-        yield _NAMESPACE
+        yield name
     finally:
-        cluster.kubectl("delete", "namespace", _NAMESPACE, "--wait=true", "--timeout=120s")
-        cluster.kubectl("delete", "persistentvolume", _VOLUME, "--ignore-not-found")
+        # A namespace's end takes half of its pods' grace period at least: let the pods go first.
+        kinds = "inferenceservices,deployments,jobs,pods"
+        cluster.kubectl("-n", name, "delete", kinds, "--all", "--wait=false")
+        wait_until(f"no pod left in {name}", 120, lambda: not pods(name))
+        cluster.kubectl("delete", "namespace", name, "--timeout=180s")
 
 
-@pytest.fixture(scope="session")
-def model_volume(cluster: Cluster, namespace: str, model_path: Path) -> None:
-    """The claim `models`, with the default model in its folder smollm2."""
-    cluster.kubectl("-n", namespace, "apply", "-f", f"{HERE}/volume.yaml")
-    cluster.kubectl("-n", namespace, "wait", "pod/model-writer", "--for=condition=Ready")
-    store = f"mkdir -p /models/smollm2 && cat > '/models/smollm2/{model_path.name}'"
-    shell = ("exec", "-i", "model-writer", "--", "sh", "-c", store)
-    cluster.kubectl("-n", namespace, *shell, data=model_path.read_bytes())
-    cluster.kubectl("-n", namespace, "delete", "pod", "model-writer")
-
-
-@pytest.fixture(scope="session")
-def applied(cluster: Cluster, namespace: str, model_volume: None) -> Iterator[dict[str, float]]:
-    """Runtime, InferenceService and proxy, all ready; the seconds that each took from apply.
-
-    From here on the namespace takes only pods that hold to the restricted profile.
-    """
-    profile = "pod-security.kubernetes.io/enforce=restricted"
-    cluster.kubectl("label", "namespace", namespace, profile)
-    started = time.monotonic()
-    cluster.kubectl("-n", namespace, "apply", "-k", f"{HERE}/overlay")
-    wait_until(
-        "InferenceService smollm2 ready", _READY_SECONDS, lambda: is_ready(namespace, "smollm2")
-    )
-    service_seconds = time.monotonic() - started
-    rollout = ("rollout", "status", "deployment/openai-proxy", "--timeout=120s")
-    cluster.kubectl("-n", namespace, *rollout)
-    yield {"InferenceService": service_seconds, "proxy": time.monotonic() - started}
-    # A namespace's end takes half of its pods' grace period at least: let the pods go first.
-    cluster.kubectl("-n", namespace, "delete", "-k", f"{HERE}/overlay", "--wait=true")
-    core = client.CoreV1Api()
-    wait_until("no pod left", 60, lambda: not core.list_namespaced_pod(namespace).items)
-
-
-@pytest.fixture(scope="session")
-def proxy_url(cluster: Cluster, namespace: str, applied: dict[str, float]) -> Iterator[str]:
-    """Where the proxy answers from outside the cluster."""
-    if cluster.node_port is None:
-        with cluster.forward(namespace, "service/openai-proxy", 80) as url:
-            yield url
-    else:
-        cluster.kubectl("-n", namespace, "apply", "-f", f"{HERE}/node-port.yaml")
-        yield f"http://127.0.0.1:{cluster.node_port}"
-
-
-def inference_service(namespace: str, name: str) -> dict[str, object]:
-    """Return an InferenceService as the cluster has it."""
-    found: dict[str, object] = client.CustomObjectsApi().get_namespaced_custom_object(
-        "serving.kserve.io", "v1beta1", namespace, "inferenceservices", name
-    )
-    return found
-
-
-def is_ready(namespace: str, name: str) -> bool:
-    """Tell whether an InferenceService says that it is ready."""
-    status = inference_service(namespace, name).get("status", {})
-    assert isinstance(status, dict)
-    conditions = {entry["type"]: entry["status"] for entry in status.get("conditions", [])}
-    return conditions.get("Ready") == "True"
+@contextmanager
+def _volume(cluster: Cluster, namespace: str) -> Iterator[None]:
+    text = (HERE / "volume.yaml").read_text(encoding="utf-8").replace("NAMESPACE", namespace)
+    cluster.kubectl("delete", "persistentvolume", namespace, "--ignore-not-found")
+    cluster.kubectl("apply", "-f", "-", data=text.encode())
+    try:
+        yield
+    finally:
+        cluster.kubectl("delete", "persistentvolume", namespace, "--wait=false")
