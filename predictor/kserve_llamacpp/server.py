@@ -151,7 +151,11 @@ class LlamaCppServer(ModelServer):  # type: ignore[misc]  # kserve has no types
                 raise Unavailable("The model is not ready.", retry_after_seconds=1.0)
             return {"ready": True}
 
-        app.add_middleware(RequestGate, max_body_bytes=self._config.max_body_bytes)
+        app.add_middleware(
+            RequestGate,
+            max_body_bytes=self._config.max_body_bytes,
+            is_draining=lambda: self._is_draining,
+        )
 
     def _check(self) -> None:
         """Raise Unavailable while draining: probes must see it, requests are still taken."""

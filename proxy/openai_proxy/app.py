@@ -7,13 +7,22 @@ The table answers from the start. What takes long to import (the HTTP client, Fa
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from openai_protocol.errors import Unavailable, http_error
 from openai_proxy.api.health import PATHS, Health
 from openai_proxy.exchange import Observer, exchange_of
 from openai_proxy.metrics import Metrics
-from openai_proxy.middleware import App, LimitBody, Observe, Receive, RenderErrors, Scope, Send
+from openai_proxy.middleware import (
+    App,
+    CloseWhileDraining,
+    LimitBody,
+    Observe,
+    Receive,
+    RenderErrors,
+    Scope,
+    Send,
+)
 from openai_proxy.routing.router import RETRY_AFTER_SECONDS
 from openai_proxy.state import ServerState
 
@@ -78,6 +87,12 @@ def health_table(state: ServerState, metrics: Metrics) -> Table:
     return table | {f"/v1{path}": methods for path, methods in table.items()}
 
 
-def build(paths: Paths, observers: Sequence[Observer], max_body_bytes: int) -> App:
+def build(
+    paths: Paths,
+    observers: Sequence[Observer],
+    max_body_bytes: int,
+    is_draining: Callable[[], bool],
+) -> App:
     """Return the application: the middleware around the paths."""
-    return Observe(RenderErrors(LimitBody(paths, max_body_bytes)), observers)
+    limited = RenderErrors(LimitBody(paths, max_body_bytes))
+    return Observe(CloseWhileDraining(limited, is_draining), observers)

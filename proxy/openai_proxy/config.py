@@ -55,7 +55,8 @@ class Settings(BaseSettings):
     upstream_url: str | None = Field(
         None,
         description="OpenAI server to send requests to, for a proxy without a backend of its own; "
-        "without a path, /v1 is meant.",
+        "without a path, /v1 is meant. Over http, all addresses of its name are used, and looked "
+        "up every second.",
     )
     backend: Literal["llamacpp"] | None = Field(
         None, description="Model server that the proxy starts and supervises itself."

@@ -61,7 +61,9 @@ class Lifecycle:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
         observers = (self._metrics, AccessLog(app.HEALTH_ROUTES))
-        application = app.build(self._paths, observers, self._settings.max_body_bytes)
+        application = app.build(
+            self._paths, observers, self._settings.max_body_bytes, lambda: self._state.is_draining
+        )
         grace_seconds = self._settings.grace_seconds + LAST_EVENTS_SECONDS
         web = server.build(application, grace_seconds)
         log.info("listening", host=self._settings.host, port=self._port)
@@ -108,9 +110,7 @@ class Lifecycle:
         probing = await asyncio.to_thread(importlib.import_module, "openai_proxy.routing.probe")
         assembly: Assembly = module.Assembly(self._settings)
         self._assembly = assembly
-        assembly.add_endpoints(
-            self._paths, self._router, self._running, self._metrics.upstream_failed
-        )
+        assembly.add_endpoints(self._paths, self._router, self._running, self._metrics)
         if self._settings.upstream_url is not None:
             self._router.use(assembly.upstream(self._settings.upstream_url))
         self._assembled.set()
@@ -139,7 +139,7 @@ class Lifecycle:
     def _on_backend(self, url: str | None) -> None:
         assert self._assembly is not None or url is None
         if self._assembly is not None:
-            self._router.use(None if url is None else self._assembly.upstream(url))
+            self._router.use(None if url is None else self._assembly.backend(url))
 
     def _on_readiness(self, readiness: Readiness) -> None:
         if not readiness.is_ready:

@@ -75,6 +75,12 @@ class Metrics:
             namespace=NAMESPACE,
             registry=registry,
         )
+        self._upstream_retries = Counter(
+            "upstream_retries_total",
+            "Requests sent once more, since the connection failed before the first byte.",
+            namespace=NAMESPACE,
+            registry=registry,
+        )
         self._disconnects = Counter(
             "client_disconnects_total",
             "Requests whose client left before the end.",
@@ -110,6 +116,10 @@ class Metrics:
     def upstream_failed(self, code: str) -> None:
         """Count a failure of the upstream; `code` is one of the protocol's."""
         self._upstream_errors.labels(code).inc()
+
+    def upstream_retried(self) -> None:
+        """Count a second attempt."""
+        self._upstream_retries.inc()
 
     def backend_started(self) -> None:
         """Count a start of the backend's process."""

@@ -1,8 +1,9 @@
 """What every request goes through before its endpoint, as plain ASGI; nothing buffers.
 
-    Observe       names the request, times it, tells the observers
-    RenderErrors  turns what is raised below into OpenAI's envelope
-    LimitBody     refuses bodies that are too long, before and while they are read
+    Observe             names the request, times it, tells the observers
+    CloseWhileDraining  sends clients with open connections elsewhere before the end
+    RenderErrors        turns what is raised below into OpenAI's envelope
+    LimitBody           refuses bodies that are too long, before and while they are read
 
 A request goes through them in this order.
 """
@@ -85,6 +86,28 @@ class Observe:
             await send(message)
 
         return watched_send
+
+
+class CloseWhileDraining:
+    """Closes each connection after its answer once the server drains.
+
+    A client that keeps its connection would not notice before the listener is gone, and would then
+    send its next request into a connection that is just being closed.
+    """
+
+    def __init__(self, app: App, is_draining: Callable[[], bool]) -> None:
+        self._app = app
+        self._is_draining = is_draining
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+
+        async def closing_send(message: Message) -> None:
+            if message["type"] == "http.response.start" and self._is_draining():
+                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+            await send(message)
+
+        await self._app(scope, receive, closing_send)
 
 
 class RenderErrors:

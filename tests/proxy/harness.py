@@ -135,7 +135,7 @@ class StandIn:
 
 
 @asynccontextmanager
-async def upstream() -> AsyncIterator[StandIn]:
+async def upstream(listener: socket.socket | None = None) -> AsyncIterator[StandIn]:
     """Run a stand-in; the handler is cancelled when its client leaves."""
     standin = StandIn()
     app = web.Application(client_max_size=64 * 1024 * 1024)
@@ -145,9 +145,10 @@ async def upstream() -> AsyncIterator[StandIn]:
     app.router.add_get("/v1/models/{model}", standin.one_model)
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.2)
     await runner.setup()
-    listener = listen("127.0.0.1", 0)
+    listener = listener or listen("127.0.0.1", 0)
     await web.SockSite(runner, listener).start()
-    standin.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    host, port = listener.getsockname()
+    standin.url = f"http://{host}:{port}"
     try:
         yield standin
     finally:

@@ -21,6 +21,7 @@ from openai_proxy.backends.output import MAX_LINE_BYTES, Output
 from openai_proxy.exchange import ClientGoneError, Exchange, loggable
 from openai_proxy.metrics import Metrics
 from openai_proxy.routing import probe as probing
+from openai_proxy.routing.endpoints import Endpoint
 from openai_proxy.routing.probe import Probe, Readiness, model_ids
 from openai_proxy.running import Receive, Running
 
@@ -150,6 +151,9 @@ async def test_look_at_upstreams() -> None:
         def __init__(self, status: int, body: bytes) -> None:
             self.head = type("Head", (), {"status": status})
             self._body = body
+
+        async def choose(self, *_: Any) -> Endpoint:
+            return Endpoint("here")
 
         def get(self, *_: Any) -> Fake:
             return self

@@ -105,6 +105,8 @@ async def test_drain(tmp_path: Path, upstream: StandIn) -> None:
             http.post(proxy.url + CHAT, json={"messages": MESSAGES}) as response,
         ):
             assert response.status == 200
+            # So that a client which keeps its connection notices before the end.
+            assert response.headers["connection"] == "close"
         assert await asyncio.wait_for(proxy.process.wait(), 5) == 0
         assert await proxy.status("/health/live") is None
 

@@ -27,10 +27,15 @@ class RequestGate:
     """
 
     def __init__(
-        self, app: ASGIApp, max_body_bytes: int, clock: Callable[[], float] = time.monotonic
+        self,
+        app: ASGIApp,
+        max_body_bytes: int,
+        is_draining: Callable[[], bool] = lambda: False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
+        self._is_draining = is_draining
         self._clock = clock
         self._log = structlog.get_logger("access")
 
@@ -38,7 +43,7 @@ class RequestGate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = Exchange(scope, send, self._clock)
+        exchange = Exchange(scope, send, self._is_draining, self._clock)
         structlog.contextvars.bind_contextvars(request_id=exchange.request_id)
         try:
             body = await self._read_body(scope, receive)
@@ -106,9 +111,16 @@ class RequestGate:
 class Exchange:
     """One request and its answer, as the access log tells of it; owner: its RequestGate call."""
 
-    def __init__(self, scope: Scope, send: Send, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        scope: Scope,
+        send: Send,
+        is_draining: Callable[[], bool],
+        clock: Callable[[], float],
+    ) -> None:
         self._scope = scope
         self._send = send
+        self._is_draining = is_draining
         self._clock = clock
         self._began = clock()
         self._first_byte: float | None = None
@@ -146,10 +158,16 @@ class Exchange:
         return facts
 
     async def send(self, message: Message) -> None:
-        """Pass a part of the answer on, with the request's id in its head."""
+        """Pass a part of the answer on, with the request's id in its head.
+
+        While the server drains the connection is closed after it: a client that keeps it would
+        send its next request into a connection that is just being closed.
+        """
         if message["type"] == "http.response.start":
             self._status = message["status"]
             headers = [*message.get("headers", ()), (b"x-request-id", self.request_id.encode())]
+            if self._is_draining():
+                headers.append((b"connection", b"close"))
             message = {**message, "headers": headers}
         elif message["type"] == "http.response.body":
             if self._first_byte is None:

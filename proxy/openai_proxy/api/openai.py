@@ -16,6 +16,8 @@ from openai_proxy.dialects.base import Dialect, Headers, UpstreamRequest
 from openai_proxy.dialects.openai import invalid_response
 from openai_proxy.exchange import Exchange, exchange_of
 from openai_proxy.middleware import Receive, Scope, Send, read_body, send_json
+from openai_proxy.routing.endpoints import Endpoint
+from openai_proxy.routing.retry import with_one_retry
 from openai_proxy.routing.router import Router
 from openai_proxy.routing.upstream import Answer, Upstream
 from openai_proxy.running import Leash, Running
@@ -39,6 +41,7 @@ class GenerationEndpoint:
         running: Running,
         request_timeout_seconds: float,
         on_upstream_error: Callable[[str], None] = lambda _: None,
+        on_retry: Callable[[], None] = lambda: None,
     ) -> None:
         self._path = path
         self._request_model = request_model
@@ -46,6 +49,7 @@ class GenerationEndpoint:
         self._running = running
         self._request_timeout_seconds = request_timeout_seconds
         self._on_upstream_error = on_upstream_error
+        self._on_retry = on_retry
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; an error after a stream has begun becomes its last event."""
@@ -59,14 +63,14 @@ class GenerationEndpoint:
                 exchange.is_stream = bool(asked.stream)
                 upstream = self._router.route(asked.model)
                 request = upstream.dialect.request(self._path, _headers(scope), body)
-                await self._attempt(upstream, request, exchange, leash, send)
+                await self._answer(upstream, request, exchange, leash, send)
         except ApiError as error:
             exchange.error_code = str(error.code)
             if exchange.status is None or not exchange.is_stream:
                 raise
             await _end_stream(send, error)
 
-    async def _attempt(
+    async def _answer(
         self,
         upstream: Upstream,
         request: UpstreamRequest,
@@ -74,15 +78,20 @@ class GenerationEndpoint:
         leash: Leash,
         send: Send,
     ) -> None:
-        dialect = upstream.dialect
-        try:
-            async with upstream.post(request, exchange.request_id) as answer:
+        async def attempt(endpoint: Endpoint) -> None:
+            async with upstream.post(endpoint, request, exchange.request_id) as answer:
                 if answer.head.status != 200:
-                    raise dialect.error(answer.head, await _error_body(answer))
+                    raise upstream.dialect.error(answer.head, await _error_body(answer))
                 if exchange.is_stream:
-                    await _stream(answer, dialect, leash, send)
+                    await _stream(answer, upstream.dialect, leash, send)
                 else:
-                    await _whole(answer, dialect, send)
+                    await _whole(answer, upstream.dialect, send)
+
+        def has_sent_nothing() -> bool:
+            return exchange.status is None
+
+        try:
+            await with_one_retry(upstream, attempt, has_sent_nothing, self._on_retry)
         except ApiError as error:
             if error.status >= 500:
                 self._on_upstream_error(str(error.code))

@@ -58,22 +58,23 @@ def checks(
     """Return how to see that a backend has loaded its model, and to have it answer once."""
 
     async def is_loaded(url: str) -> bool:
-        upstream = (await assembly()).upstream(url)
+        upstream = (await assembly()).backend(url)
         path = f"/models/{quote(model, safe='')}"
         try:
-            async with upstream.get(path, CHECK_TIMEOUT_SECONDS) as answer:
+            endpoint = await upstream.choose()
+            async with upstream.get(endpoint, path, CHECK_TIMEOUT_SECONDS) as answer:
                 return answer.head.status == 200
         except ApiError:
             return False
 
     async def warm_up(url: str) -> bool:
-        upstream = (await assembly()).upstream(url)
+        upstream = (await assembly()).backend(url)
         body = json.dumps({"model": model, "prompt": "Hello", "max_tokens": 1}).encode()
         request = UpstreamRequest("/completions", [("content-type", "application/json")], body)
         try:
             async with (
                 asyncio.timeout(warm_up_seconds),
-                upstream.post(request, "warm-up") as answer,
+                upstream.post(await upstream.choose(), request, "warm-up") as answer,
             ):
                 text = await answer.body()
                 if answer.head.status == 200:

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pydantic_core import from_json
 
 from openai_protocol.errors import ApiError
+from openai_proxy.dialects.base import AnswerHead
+from openai_proxy.routing.endpoints import Endpoint
+from openai_proxy.routing.retry import with_one_retry
 from openai_proxy.routing.upstream import Upstream
 
 PROBE_TIMEOUT_SECONDS = 5.0
@@ -71,15 +74,19 @@ class Probe:
 
 async def look_at(upstream: Upstream) -> Readiness:
     """Ask an upstream for its models; an upstream without such a list is ready if it answers."""
+
+    async def attempt(endpoint: Endpoint) -> tuple[AnswerHead, bytes]:
+        async with upstream.get(endpoint, "/models", PROBE_TIMEOUT_SECONDS) as answer:
+            return answer.head, await answer.body()
+
     try:
-        async with upstream.get("/models", PROBE_TIMEOUT_SECONDS) as answer:
-            body = await answer.body()
+        head, body = await with_one_retry(upstream, attempt)
     except ApiError as error:
         return Readiness(reason=str(error.code))
-    if answer.head.status in _NO_SUCH_LIST:
+    if head.status in _NO_SUCH_LIST:
         return Readiness(is_ready=True, reason="")
-    if answer.head.status != 200:
-        return Readiness(reason=f"HTTP {answer.head.status}")
+    if head.status != 200:
+        return Readiness(reason=f"HTTP {head.status}")
     models = model_ids(body)
     if models is None:
         return Readiness(reason="its list of models cannot be understood")

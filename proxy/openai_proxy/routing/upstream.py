@@ -16,6 +16,7 @@ from yarl import URL
 from openai_protocol.errors import ApiError, BadGateway, DeadlineExceeded, ErrorCode
 from openai_proxy.dialects.base import AnswerHead, Dialect, Headers, UpstreamRequest
 from openai_proxy.dialects.openai import broken_stream, invalid_response
+from openai_proxy.routing.endpoints import Endpoint, Endpoints
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 # Below the 5 s after which uvicorn, like many, closes an idle connection: a request sent on a
@@ -98,7 +99,7 @@ class Answer:
 
 
 class Upstream:
-    """A base URL and the dialect spoken there; owner of nothing but its address."""
+    """A base URL, the endpoints behind it and the dialect spoken there; owner of nothing."""
 
     def __init__(
         self,
@@ -106,48 +107,83 @@ class Upstream:
         side_session: aiohttp.ClientSession,
         base_url: str,
         dialect: Dialect,
+        endpoints: Endpoints,
     ) -> None:
         self.base_url = base_url.rstrip("/")
         self.dialect = dialect
         self._session = session
         self._side_session = side_session
-        api = self.base_url if URL(base_url).path.strip("/") else f"{self.base_url}/v1"
-        self._api = api
-        self._urls: dict[str, URL] = {}
+        self._endpoints = endpoints
+        self._api = URL(self.base_url if URL(base_url).path.strip("/") else f"{self.base_url}/v1")
+
+    async def choose(self, failed: Endpoint | None = None) -> Endpoint:
+        """Return the endpoint for an attempt, if possible another than the one that failed.
+
+        Raises BadGateway where there is none.
+        """
+        endpoint = await self._endpoints.choose(failed)
+        if endpoint is None:
+            raise _unreachable()
+        return endpoint
 
     @asynccontextmanager
-    async def post(self, request: UpstreamRequest, request_id: str) -> AsyncIterator[Answer]:
+    async def post(
+        self, endpoint: Endpoint, request: UpstreamRequest, request_id: str
+    ) -> AsyncIterator[Answer]:
         """Send a request and wait for the answer's head; closes the connection unless all was read.
 
         Raises BadGateway or DeadlineExceeded.
         """
-        url = self._urls.get(request.path)
-        if url is None:  # as many as there are endpoints
-            url = self._urls[request.path] = URL(self._api + request.path, encoded=True)
         headers = [*request.headers, *self._own_headers(request_id)]
-        async with _exchange(self._session, "POST", url, headers, request.body) as answer:
+        async with self._exchange(
+            self._session, endpoint, "POST", request.path, headers, request.body
+        ) as answer:
             yield answer
 
     @asynccontextmanager
     async def get(
-        self, path: str, timeout_seconds: float, request_id: str = ""
+        self, endpoint: Endpoint, path: str, timeout_seconds: float, request_id: str = ""
     ) -> AsyncIterator[Answer]:
         """As `post`, for what is only read: on connections of its own, so that it never queues.
 
         `path` is not escaped any more.
         """
         headers = self._own_headers(request_id)
-        url = URL(self._api + path, encoded=True)
         timeout = aiohttp.ClientTimeout(total=timeout_seconds)
-        async with _exchange(self._side_session, "GET", url, headers, None, timeout) as answer:
+        async with self._exchange(
+            self._side_session, endpoint, "GET", path, headers, None, timeout
+        ) as answer:
             yield answer
 
     def _own_headers(self, request_id: str) -> Headers:
         # Here is the place for the upstream's own credentials.
-        headers = [("accept-encoding", "identity")]
+        headers = [("accept-encoding", "identity"), ("host", self._api.authority)]
         if request_id:
             headers.append(("x-request-id", request_id))
         return headers
+
+    @asynccontextmanager
+    async def _exchange(
+        self,
+        session: aiohttp.ClientSession,
+        endpoint: Endpoint,
+        method: str,
+        path: str,
+        headers: Headers,
+        body: bytes | None,
+        timeout: aiohttp.ClientTimeout | None = None,  # noqa: ASYNC109  # the client's own object
+    ) -> AsyncIterator[Answer]:
+        url = URL(str(self._api.with_host(endpoint.host)) + path, encoded=True)
+        endpoint.num_outstanding += 1
+        try:
+            async with _exchange(session, method, url, headers, body, timeout) as answer:
+                yield answer
+        except ApiError as error:
+            if error.code == ErrorCode.UPSTREAM_CONNECTION_FAILED:
+                self._endpoints.avoid(endpoint)
+            raise
+        finally:
+            endpoint.num_outstanding -= 1
 
 
 @asynccontextmanager
@@ -181,9 +217,7 @@ async def _exchange(
 def _api_error(error: Exception) -> ApiError:
     connecting = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
     if isinstance(error, connecting):
-        return BadGateway(
-            "The upstream cannot be reached.", code=ErrorCode.UPSTREAM_CONNECTION_FAILED
-        )
+        return _unreachable()
     if isinstance(error, TimeoutError):
         return DeadlineExceeded("The upstream did not answer in time.")
     if isinstance(error, aiohttp.ClientResponseError | aiohttp.ClientPayloadError):
@@ -192,3 +226,7 @@ def _api_error(error: Exception) -> ApiError:
         "The upstream closed the connection without an answer.",
         code=ErrorCode.UPSTREAM_CONNECTION_FAILED,
     )
+
+
+def _unreachable() -> BadGateway:
+    return BadGateway("The upstream cannot be reached.", code=ErrorCode.UPSTREAM_CONNECTION_FAILED)

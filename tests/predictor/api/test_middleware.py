@@ -36,7 +36,13 @@ class _Call:
         self.num_received = 0
         self.now = 0.0
         self._incoming: asyncio.Queue[Message] = asyncio.Queue()
-        self._gate = RequestGate(app, max_body_bytes=_LIMIT, clock=lambda: self.now)
+        self.is_draining = False
+        self._gate = RequestGate(
+            app,
+            max_body_bytes=_LIMIT,
+            is_draining=lambda: self.is_draining,
+            clock=lambda: self.now,
+        )
 
     def put(self, body: bytes, more: bool = False) -> None:
         self._incoming.put_nowait({"type": "http.request", "body": body, "more_body": more})
@@ -84,6 +90,17 @@ async def _show_id(scope: Scope, receive: Receive, send: Send) -> None:
     ids = [value for name, value in scope["headers"] if name == b"x-request-id"]
     ids.append(structlog.contextvars.get_contextvars()["request_id"].encode())
     await _answer(send, b" ".join(ids))
+
+
+@pytest.mark.parametrize("is_draining", [False, True])
+async def test_connections_are_closed_while_draining(is_draining: bool) -> None:
+    """A client that keeps its connection is sent elsewhere before the server is gone."""
+    call = _Call(_echo)
+    call.is_draining = is_draining
+    call.put(b"")
+    await call.run()
+
+    assert call.headers.get("connection") == ("close" if is_draining else None)
 
 
 async def test_a_given_request_id_goes_through() -> None:
