@@ -69,10 +69,18 @@ async def run(environ: dict[str, str]) -> None:
                 await asyncio.sleep(0.2)
 
     timeout = aiohttp.ClientTimeout(total=120)
-    # A connection for each request, as many clients have it: so each is routed anew.
-    connector = aiohttp.TCPConnector(force_close=True)
-    async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
-        clients = [asyncio.create_task(client(session)) for _ in range(int(environ["NUM_CLIENTS"]))]
+    async with (
+        aiohttp.ClientSession(timeout=timeout) as keeping,
+        aiohttp.ClientSession(
+            timeout=timeout, connector=aiohttp.TCPConnector(force_close=True)
+        ) as closing,
+    ):
+        # Every other client keeps its connection; the others are routed anew each time.
+        sessions = [keeping, closing] * int(environ["NUM_CLIENTS"])
+        clients = [
+            asyncio.create_task(client(session))
+            for session in sessions[: int(environ["NUM_CLIENTS"])]
+        ]
         while not all(task.done() for task in clients):
             await asyncio.sleep(1)
             report()
