@@ -55,6 +55,7 @@ e2e-short: dev ## the first and most important part of e2e
 lint: dev ## check style and formatting
 	$(venv)/ruff check .
 	$(venv)/ruff format --check .
+	$(venv)/hadolint Dockerfile tests/e2e/storage-initializer/Dockerfile
 
 .PHONY: type
 type: dev ## check types
