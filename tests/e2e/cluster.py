@@ -1,11 +1,15 @@
-"""A cluster to test on: the user's own (KUBECONFIG), or one that a kit brings up (CLUSTER_KIT)."""
+"""A cluster to test on: the user's (KUBECONFIG), or one that a kit (CLUSTER_KIT) or kind makes."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +21,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 _KIT_NODE_PORT = 30080  # mapped to the host's loopback
+_KIND_NAME = "kserve-llamacpp-e2e"
 _KIT_KNATIVE = "http://127.0.0.1:30081"
 _KIT_PROMETHEUS = "http://prometheus.monitoring.svc:9090"
 # What tells that a part is installed, in a cluster that was given
@@ -61,6 +66,24 @@ class Cluster:
         build = (*self.docker_command, "build", *self.build_arguments, *arguments)
         self._run(*build, "--tag", name, str(context))
         self._run(*self.load_command, name)
+
+    @property
+    def base_image(self) -> str:
+        """The image that ours are built on."""
+        for argument in self.build_arguments:
+            if argument.startswith("--build-arg=BASE_IMAGE="):
+                return argument.rpartition("=")[2]
+        text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+        match = re.search(r"^ARG BASE_IMAGE=(\S+)$", text, re.MULTILINE)
+        assert match is not None
+        return match[1]
+
+    def inspect(self, image: str) -> dict[str, Any]:
+        """Return what docker knows of an image."""
+        found: list[dict[str, Any]] = json.loads(
+            self._run(*self.docker_command, "image", "inspect", image)
+        )
+        return found[0]
 
     def needs(self, *parts: str) -> None:
         """Install keda, knative, metrics-server, prometheus, or skip the test that needs them."""
@@ -129,10 +152,14 @@ def open_cluster(environ: Mapping[str, str]) -> Iterator[Cluster]:
             yield cluster
     elif environ.get("KUBECONFIG"):
         yield _given(environ)
+    elif (install := environ.get("E2E_INSTALL")) and shutil.which("kind"):
+        with _kind(install, environ) as cluster:
+            yield cluster
     else:
         raise RuntimeError(
             "no cluster: set KUBECONFIG to one with KServe (and make its context the current one), "
-            "or CLUSTER_KIT to a folder with the scripts up, down, load and python-base"
+            "or CLUSTER_KIT to a folder with the scripts up, down, load and python-base, "
+            "or, with kind on the PATH, E2E_INSTALL to a command that installs KServe"
         )
 
 
@@ -150,6 +177,20 @@ def _given(environ: Mapping[str, str]) -> Cluster:
         )
     knative, prometheus = environ.get("E2E_KNATIVE"), environ.get("E2E_PROMETHEUS")
     return Cluster(docker, load, ("docker",), (), None, None, knative, prometheus)
+
+
+@contextlib.contextmanager
+def _kind(install: str, environ: Mapping[str, str]) -> Iterator[Cluster]:
+    """Make a cluster with kind, and KServe in it; both are gone afterwards."""
+    arguments = shlex.split(environ.get("E2E_KIND_ARGS", ""))
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {**environ, "KUBECONFIG": os.fspath(Path(folder, "kubeconfig"))}
+        _output("kind", "create", "cluster", "--name", _KIND_NAME, *arguments, environ=settings)
+        try:
+            _output(*shlex.split(install), environ=settings)
+            yield _given(settings)
+        finally:
+            _output("kind", "delete", "cluster", "--name", _KIND_NAME, environ=settings)
 
 
 @contextlib.contextmanager
