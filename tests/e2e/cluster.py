@@ -167,7 +167,7 @@ def _given(environ: Mapping[str, str]) -> Cluster:
     """Return the user's cluster; images get into it by E2E_LOAD, or as kind does it."""
     docker = {**environ, "DOCKER_BUILDKIT": "1"}
     context = _output("kubectl", "config", "current-context", environ=environ)
-    load = tuple(environ.get("E2E_LOAD", "").split())
+    load = tuple(shlex.split(environ.get("E2E_LOAD", "")))
     if not load and context.startswith("kind-"):
         load = ("kind", "load", "docker-image", "--name", context.removeprefix("kind-"))
     if not load:
@@ -175,8 +175,9 @@ def _given(environ: Mapping[str, str]) -> Cluster:
             f"E2E_LOAD is not set: for a cluster that is not kind's ({context}), give the command "
             "that makes an image of the local docker known to it"
         )
+    build = tuple(shlex.split(environ.get("E2E_BUILD_ARGS", "")))
     knative, prometheus = environ.get("E2E_KNATIVE"), environ.get("E2E_PROMETHEUS")
-    return Cluster(docker, load, ("docker",), (), None, None, knative, prometheus)
+    return Cluster(docker, load, ("docker",), build, None, None, knative, prometheus)
 
 
 @contextlib.contextmanager
