@@ -15,7 +15,12 @@ from kserve_llamacpp.engine.frames import ModelFacts
 from kserve_llamacpp.engine.generation import Generation
 from kserve_llamacpp.engine.process import EngineProcess, RestartPolicy, Restarts, worker_command
 from kserve_llamacpp.engine.worker_options import WorkerOptions
-from kserve_llamacpp.errors import MemoryExceededError, ModelFileError, StartupError
+from kserve_llamacpp.errors import (
+    ConfigurationError,
+    MemoryExceededError,
+    ModelFileError,
+    StartupError,
+)
 from kserve_llamacpp.logging import resolve_format
 from kserve_llamacpp.metrics import EngineMetrics
 from openai_protocol.errors import Unavailable
@@ -25,6 +30,7 @@ _PREFILL_TOKENS_BESIDE_DECODE = 64  # a prompt's share of a step in which others
 _STARTUP_ERRORS: dict[str, type[StartupError]] = {
     "model_file": ModelFileError,
     "out_of_memory": MemoryExceededError,
+    "configuration": ConfigurationError,
 }
 
 

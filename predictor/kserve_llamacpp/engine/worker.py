@@ -18,7 +18,6 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from kserve_llamacpp.engine.backend import LlamaBackend, LoadFailed, LoadOptions
 from kserve_llamacpp.engine.engine import DecodeFailed, Engine
 from kserve_llamacpp.engine.frames import (
     Cancel,
@@ -150,6 +149,12 @@ def main(argv: list[str]) -> int:
     log = structlog.get_logger("engine")
     _leave_with(sock)
     channel = Channel(sock)
+    try:
+        from kserve_llamacpp.engine.backend import LlamaBackend, LoadFailed, LoadOptions
+    except (ImportError, OSError, RuntimeError) as error:
+        hint = "install llama-cpp-python for this machine, or correct LLAMA_CPP_LIB_PATH"
+        channel.send(Fatal("configuration", f"llama.cpp cannot be loaded: {error}; {hint}"))
+        return 1
     try:
         backend = LlamaBackend(
             LoadOptions(

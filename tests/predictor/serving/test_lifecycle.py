@@ -222,6 +222,13 @@ def test_model_that_does_not_fit(model_path: Path) -> None:
         assert "lower --n_ctx to" in "".join(server.text)
 
 
+def test_libraries_that_are_not_there(tmp_path: Path, model_path: Path) -> None:
+    """A folder without llama.cpp's libraries ends the start with status 2 and names the setting."""
+    with Predictor(model_path, env={"LLAMA_CPP_LIB_PATH": str(tmp_path)}) as server:
+        assert server.exit_status() == 2
+        assert "LLAMA_CPP_LIB_PATH" in "".join(server.text)
+
+
 def test_bad_flags(model_path: Path) -> None:
     """A wrong setting ends the start with status 2 and names the flag; so does an unknown one."""
     with Predictor(model_path, "--max_sequences=0") as server:
