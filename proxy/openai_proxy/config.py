@@ -61,6 +61,11 @@ class Settings(BaseSettings):
     backend: Literal["llamacpp"] | None = Field(
         None, description="Model server that the proxy starts and supervises itself."
     )
+    without_upstream: bool = Field(
+        False,
+        description="Run without either: healthy, with an empty list of models, and 503 for what "
+        "needs one.",
+    )
     model_path: str | None = Field(None, description="Model file that the backend serves.")
     model_name: str | None = Field(
         None,
@@ -152,10 +157,11 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _has_one_upstream(self) -> Settings:
-        if (self.upstream_url is None) == (self.backend is None):
+        given = (self.upstream_url is not None, self.backend is not None, self.without_upstream)
+        if sum(given) != 1:
             raise ValueError(
-                "give one of --upstream-url (a server that runs already) and --backend "
-                "(one that the proxy starts)"
+                "give one of --upstream-url (a server that runs already), --backend (one that "
+                "the proxy starts) and --without-upstream (neither, for now)"
             )
         if self.backend is not None and self.model_path is None:
             raise ValueError(f"--backend {self.backend} needs --model-path")

@@ -40,8 +40,8 @@ def _parser() -> _Parser:
         prog="python -m openai_proxy",
         description="An OpenAI API in front of a model server.",
         epilog="Flags win over the environment, the environment over defaults.",
-        usage="%(prog)s (--upstream-url URL | --backend llamacpp --model-path FILE) [OPTIONS] "
-        "[-- BACKEND ARGUMENTS]",
+        usage="%(prog)s (--upstream-url URL | --backend llamacpp --model-path FILE | "
+        "--without-upstream) [OPTIONS] [-- BACKEND ARGUMENTS]",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )

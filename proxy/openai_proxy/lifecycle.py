@@ -45,9 +45,11 @@ class Lifecycle:
         self._settings = settings
         self._listener = listener
         self._port: int = listener.getsockname()[1]
-        self._state = ServerState(upstream_url=settings.upstream_url)
+        self._state = ServerState(
+            upstream_url=settings.upstream_url, without_upstream=settings.without_upstream
+        )
         self._metrics = Metrics(lambda: self._state.models)
-        self._router = Router()
+        self._router = Router(without_upstream=settings.without_upstream)
         self._running = Running()
         self._paths = app.Paths(app.health_table(self._state, self._metrics))
         self._assembly: Assembly | None = None

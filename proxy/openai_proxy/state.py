@@ -18,6 +18,7 @@ class ServerState:
     """
 
     upstream_url: str | None = None
+    without_upstream: bool = False
     is_draining: bool = False
     probe: Probe | None = None
     backend: Supervisor | None = None
@@ -29,7 +30,12 @@ class ServerState:
 
     @property
     def is_healthy(self) -> bool:
-        """Whether the backend, if there is one, is ready, and the upstream has a ready model."""
+        """Whether the backend, if there is one, is ready, and the upstream has a ready model.
+
+        Where no upstream is wanted, all is well once the endpoints are there.
+        """
+        if self.without_upstream:
+            return self.probe is not None
         if self.backend is not None and not self.backend.is_ready:
             return False
         return self.probe is not None and self.probe.readiness.is_ready

@@ -85,6 +85,7 @@ def test_service_links_are_ignored(monkeypatch: pytest.MonkeyPatch, value: str) 
     [
         ({}, "--upstream-url"),
         ({**URL, "backend": "llamacpp", "model_path": "m"}, "--backend"),
+        ({**URL, "without_upstream": True}, "--without-upstream"),
         ({"backend": "llamacpp"}, "--model-path"),
         ({"backend": "vllm", "model_path": "m"}, "--backend"),
         ({**URL, "port": "-1"}, "--port"),

@@ -50,6 +50,18 @@ async def test_not_ready(upstream: StandIn, models: harness.Respond) -> None:
         assert report["backend"]["reason"]
 
 
+async def test_without_upstream() -> None:
+    """A proxy that is to run alone is healthy, lists no model and refuses to chat with 503."""
+    async with harness.proxy(without_upstream=True) as proxy:
+        assert await proxy.get("/health/ready") == (200, {"status": "ready"})
+        status, report = await proxy.get("/health")
+        assert (status, report["status"]) == (200, "healthy")
+        assert report["backend"]["models"] == []
+        assert await proxy.get("/v1/models") == (200, {"object": "list", "data": []})
+        status, refusal = await proxy.chat()
+        assert (status, refusal["error"]["code"]) == (503, "model_not_ready")
+
+
 async def test_readiness_follows_the_upstream(proxy: Proxy, upstream: StandIn) -> None:
     """Readiness goes and comes back with the upstream's model."""
     ready = upstream.models

@@ -41,6 +41,8 @@ def build(router: Router) -> FastAPI:
     @app.get("/v1/models")
     async def models(request: Request) -> Response:
         """List the upstream's models."""
+        if router.without_upstream:
+            return _json(model_list([]))
         value = await _ask(router.route(None), "/models", request)
         data = value.get("data")
         if not isinstance(data, list):

@@ -19,7 +19,8 @@ class Router:
     it can say itself what it lacks.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, without_upstream: bool = False) -> None:
+        self.without_upstream = without_upstream
         self._upstream: Upstream | None = None
 
     def use(self, upstream: Upstream | None) -> None:
@@ -33,6 +34,8 @@ class Router:
 
     def route(self, model: str | None) -> Upstream:
         """Return the upstream for a model; raises Unavailable while there is none."""
+        if self.without_upstream:
+            raise Unavailable("There is no model here yet.", code=ErrorCode.MODEL_NOT_READY)
         if self._upstream is None:
             raise Unavailable(
                 "The model is not ready yet; please try again in a moment.",
