@@ -46,6 +46,10 @@ e2e: dev ## apply the manifests to a cluster and break things there: KUBECONFIG=
 	@$(bootstrap) model >/dev/null
 	@exec $(venv)/python -m pytest tests/e2e -o junit_family=xunit1 --junitxml=build/e2e.xml $(TEST_ARGS)
 
+.PHONY: chart
+chart: dev ## check chart and manifests without a cluster: helm on the PATH, or CLUSTER_KIT=DIR
+	@exec $(venv)/python -m pytest tests/chart tests/manifests tests/docs/test_chart.py $(TEST_ARGS)
+
 .PHONY: e2e-short
 e2e-short: dev ## the first and most important part of e2e
 	@$(bootstrap) model >/dev/null

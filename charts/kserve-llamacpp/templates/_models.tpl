@@ -1,0 +1,168 @@
+{{/*
+All models that are enabled, each with its defaults, as JSON: {NAME: MODEL}.
+*/}}
+{{- define "kserve-llamacpp.models" -}}
+{{- $models := dict -}}
+{{- range $name, $given := .Values.models -}}
+{{- $model := mustMergeOverwrite (deepCopy $.Values.modelDefaults) (deepCopy (default dict $given)) -}}
+{{- if $model.enabled -}}
+{{- $isKServe := eq $model.kind "InferenceService" -}}
+{{- $isKnative := and $isKServe (eq $model.deploymentMode "Knative") -}}
+{{- $_ := set $models $name (mustMerge (dict "isKServe" $isKServe "isKnative" $isKnative) $model) -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $models -}}
+{{- end -}}
+
+{{/*
+Where a model's requests go: list $ NAME MODEL. Through Knative's own address, so that its activator
+sees them; otherwise to the pods themselves.
+*/}}
+{{- define "kserve-llamacpp.model.url" -}}
+{{- if (index . 2).isKnative -}}
+{{- printf "http://%s-predictor.%s.svc" (index . 1) (index . 0).Release.Namespace -}}
+{{- else -}}
+{{- printf "http://%s-pods:8080" (index . 1) -}}
+{{- end -}}
+{{- end -}}
+
+{{/*
+The name of the model that the proxy's requests go to; empty where it is none of the release's.
+*/}}
+{{- define "kserve-llamacpp.proxy.model" -}}
+{{- $names := keys (fromJson (include "kserve-llamacpp.models" .)) -}}
+{{- if .Values.proxy.upstreamUrl -}}
+{{- else if .Values.proxy.model -}}
+{{- /* Refused here, since no template can do without the model that it looks up by this name. */ -}}
+{{- if not (has .Values.proxy.model $names) -}}
+{{- fail (printf "proxy.model is %q, which is none of the enabled models (%s): name one of them." .Values.proxy.model (join ", " (sortAlpha $names) | default "there are none")) -}}
+{{- end -}}
+{{- .Values.proxy.model -}}
+{{- else if eq (len $names) 1 -}}
+{{- first $names -}}
+{{- end -}}
+{{- end -}}
+
+{{/*
+Where the proxy's requests go; empty where there is no model.
+*/}}
+{{- define "kserve-llamacpp.proxy.upstreamUrl" -}}
+{{- $name := include "kserve-llamacpp.proxy.model" . -}}
+{{- if $name -}}
+{{- include "kserve-llamacpp.model.url" (list . $name (get (fromJson (include "kserve-llamacpp.models" .)) $name)) -}}
+{{- else -}}
+{{- .Values.proxy.upstreamUrl -}}
+{{- end -}}
+{{- end -}}
+
+{{/*
+Labels by which a model's pods are found: list $ NAME MODEL. KServe's pods have its own.
+*/}}
+{{- define "kserve-llamacpp.model.selectorLabels" -}}
+{{- if (index . 2).isKServe -}}
+app: isvc.{{ index . 1 }}-predictor
+{{- else -}}
+{{- include "kserve-llamacpp.selectorLabels" (list (index . 0) "predictor" (index . 1)) -}}
+{{- end -}}
+{{- end -}}
+
+{{/*
+The flags of a model's predictor: MODEL's own come last and win.
+*/}}
+{{- define "kserve-llamacpp.model.drainArgs" -}}
+- --drain_delay_seconds={{ .drainDelaySeconds }}
+- --grace_seconds={{ .graceSeconds }}
+{{- end -}}
+
+{{/*
+The predictor's container, less what the pod's maker adds: list $ NAME MODEL MODEL-DIRECTORY.
+*/}}
+{{- define "kserve-llamacpp.model.container" -}}
+{{- $name := index . 1 -}}
+{{- $model := index . 2 -}}
+image: {{ include "kserve-llamacpp.image" (list (index . 0) $model.image) }}
+imagePullPolicy: {{ $model.image.pullPolicy }}
+args:
+  - --model_name={{ $name }}
+  - --model_dir={{ index . 3 }}
+  - --http_port=8080
+  - --enable_grpc=false
+  {{- include "kserve-llamacpp.model.drainArgs" $model | nindent 2 }}
+  - --log_format=json
+  {{- with $model.args }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- with $model.env }}
+env:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+ports:
+  - name: http1
+    containerPort: 8080
+    protocol: TCP
+{{- /* 503 until the model answers. */}}
+startupProbe:
+  httpGet:
+    path: /v1/models/{{ $name }}
+    port: 8080
+  periodSeconds: 2
+  timeoutSeconds: 5
+  failureThreshold: {{ ceil (divf $model.startupSeconds 2) }}
+readinessProbe:
+  httpGet:
+    path: /v1/models/{{ $name }}
+    port: 8080
+  periodSeconds: 2
+  timeoutSeconds: 5
+  failureThreshold: 1
+{{- /* The event loop alone: an engine that dies is replaced inside the container. */}}
+livenessProbe:
+  httpGet:
+    path: /
+    port: 8080
+  periodSeconds: 10
+  timeoutSeconds: 10
+  failureThreshold: 6
+resources:
+  {{- toYaml $model.resources | nindent 2 }}
+securityContext:
+  {{- toYaml $model.securityContext | nindent 2 }}
+{{- end -}}
+
+{{/*
+What a pod of a model has beside its container, in KServe's objects and in a Deployment alike:
+list $ MODEL.
+*/}}
+{{- define "kserve-llamacpp.model.pod" -}}
+{{- $root := index . 0 -}}
+{{- $model := index . 1 -}}
+terminationGracePeriodSeconds: {{ include "kserve-llamacpp.terminationGracePeriodSeconds" (list $model.terminationGracePeriodSeconds $model.drainDelaySeconds $model.graceSeconds) }}
+enableServiceLinks: false
+automountServiceAccountToken: false
+{{- with $model.serviceAccountName }}
+serviceAccountName: {{ . }}
+{{- end }}
+{{- with $root.Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $model.podSecurityContext }}
+securityContext:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $model.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $model.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $model.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $model.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- end -}}

@@ -1,0 +1,152 @@
+{{- define "kserve-llamacpp.validate" -}}
+{{- $models := fromJson (include "kserve-llamacpp.models" .) -}}
+{{- if not (or .Values.proxy.enabled $models) -}}
+{{- fail "proxy.enabled is false and models is empty: nothing would be installed. Give one of them." -}}
+{{- end -}}
+{{- if .Values.proxy.enabled -}}
+{{- include "kserve-llamacpp.validate.upstream" (list . $models) -}}
+{{- include "kserve-llamacpp.validate.proxy" .Values.proxy -}}
+{{- end -}}
+{{- range $name, $model := $models -}}
+{{- $place := printf "models.%s" $name -}}
+{{- if eq $name (include "kserve-llamacpp.proxy.name" $) -}}
+{{- fail (printf "%s has the proxy's own name: rename the model, or set fullnameOverride." $place) -}}
+{{- end -}}
+{{- include "kserve-llamacpp.validate.source" (list $place $model) -}}
+{{- include "kserve-llamacpp.validate.scaling" (list $place $model) -}}
+{{- include "kserve-llamacpp.validate.budget" (list $place $model.podDisruptionBudget) -}}
+{{- include "kserve-llamacpp.validate.drain" (list $place $model.terminationGracePeriodSeconds $model.drainDelaySeconds $model.graceSeconds (printf "%s.drainDelaySeconds and graceSeconds" $place)) -}}
+{{- include "kserve-llamacpp.validate.args" (list $place $model.args) -}}
+{{- end -}}
+{{- end -}}
+
+{{/*
+Requests go to one place: list $ MODELS.
+*/}}
+{{- define "kserve-llamacpp.validate.upstream" -}}
+{{- $proxy := (index . 0).Values.proxy -}}
+{{- $names := keys (index . 1) | sortAlpha -}}
+{{- if and $proxy.model $proxy.upstreamUrl -}}
+{{- fail "proxy.model and proxy.upstreamUrl are both set, and requests go to one place: keep one of them." -}}
+{{- end -}}
+{{- $model := include "kserve-llamacpp.proxy.model" (index . 0) -}}
+{{- with get (index . 1) $model -}}
+{{- if and .isKnative .autoscaling.enabled (eq (int .autoscaling.minReplicas) 0) -}}
+{{- fail (printf "models.%s.autoscaling.minReplicas is 0, but the proxy looks at its model every %v s, which keeps a pod running: set it to 1, or give proxy.model or proxy.upstreamUrl another place." $model (default 2 $proxy.config.probe_interval_seconds)) -}}
+{{- end -}}
+{{- end -}}
+{{- if and (gt (len $names) 1) (not $proxy.model) (not $proxy.upstreamUrl) -}}
+{{- fail (printf "There are several models (%s), and the proxy's requests go to one: set proxy.model to its name, or proxy.upstreamUrl." (join ", " $names)) -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "kserve-llamacpp.validate.proxy" -}}
+{{- if and .autoscaling.enabled (gt (int .autoscaling.minReplicas) (int .autoscaling.maxReplicas)) -}}
+{{- fail (printf "proxy.autoscaling.minReplicas is %d and maxReplicas %d: raise maxReplicas." (int .autoscaling.minReplicas) (int .autoscaling.maxReplicas)) -}}
+{{- end -}}
+{{- if and .autoscaling.enabled (not .autoscaling.targetCPUUtilizationPercentage) (not .autoscaling.metrics) -}}
+{{- fail "proxy.autoscaling has nothing to scale by: set targetCPUUtilizationPercentage or metrics." -}}
+{{- end -}}
+{{- if and .ingress.enabled (not .ingress.hosts) -}}
+{{- fail "proxy.ingress.hosts is empty: give the host names that lead to the proxy." -}}
+{{- end -}}
+{{- if and .httpRoute.enabled (not .httpRoute.parentRefs) -}}
+{{- fail "proxy.httpRoute.parentRefs is empty: name the gateway that the route is attached to." -}}
+{{- end -}}
+{{- if and .service.nodePort (eq .service.type "ClusterIP") -}}
+{{- fail "proxy.service.nodePort is set and proxy.service.type is ClusterIP: set the type to NodePort." -}}
+{{- end -}}
+{{- include "kserve-llamacpp.validate.budget" (list "proxy" .podDisruptionBudget) -}}
+{{- include "kserve-llamacpp.validate.drain" (list "proxy" .terminationGracePeriodSeconds .config.drain_delay_seconds .config.grace_seconds "proxy.config.drain_delay_seconds and grace_seconds") -}}
+{{- end -}}
+
+{{/*
+A pod has the time to drain: list PLACE GIVEN DRAIN-DELAY GRACE SETTINGS.
+*/}}
+{{- define "kserve-llamacpp.validate.drain" -}}
+{{- $given := index . 1 -}}
+{{- $needed := addf (index . 2) (index . 3) -}}
+{{- if not (kindIs "invalid" $given) -}}
+{{- if le (float64 $given) $needed -}}
+{{- fail (printf "%s.terminationGracePeriodSeconds is %v, but %s take %v together: raise it above that, or leave it out." (index . 0) $given (index . 4) $needed) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/*
+A budget has one bound: list PLACE BUDGET.
+*/}}
+{{- define "kserve-llamacpp.validate.budget" -}}
+{{- $budget := index . 1 -}}
+{{- $hasMinimum := not (kindIs "invalid" $budget.minAvailable) -}}
+{{- $hasMaximum := not (kindIs "invalid" $budget.maxUnavailable) -}}
+{{- if and $budget.enabled (eq $hasMinimum $hasMaximum) -}}
+{{- fail (printf "%s.podDisruptionBudget needs one of minAvailable and maxUnavailable: set the other to null." (index . 0)) -}}
+{{- end -}}
+{{- end -}}
+
+{{/*
+A model comes from somewhere that its server knows: list PLACE MODEL.
+*/}}
+{{- define "kserve-llamacpp.validate.source" -}}
+{{- $place := index . 0 -}}
+{{- $model := index . 1 -}}
+{{- if $model.isKServe -}}
+{{- if not $model.storageUri -}}
+{{- fail (printf "%s.storageUri is empty: say where the model is, such as pvc://CLAIM/FOLDER." $place) -}}
+{{- end -}}
+{{- if $model.volume.claimName -}}
+{{- fail (printf "%s.volume is for kind Deployment; an InferenceService takes storageUri: pvc://%s/%s." $place $model.volume.claimName $model.volume.path) -}}
+{{- end -}}
+{{- if and $model.runtime.create $model.runtime.name -}}
+{{- fail (printf "%s.runtime.name names a runtime that exists: set %s.runtime.create to false." $place $place) -}}
+{{- end -}}
+{{- else -}}
+{{- if not $model.volume.claimName -}}
+{{- fail (printf "%s.volume.claimName is empty: a Deployment takes its model from a claim." $place) -}}
+{{- end -}}
+{{- if $model.storageUri -}}
+{{- fail (printf "%s.storageUri is for kind InferenceService; a Deployment takes volume.claimName and volume.path." $place) -}}
+{{- end -}}
+{{- if ne $model.deploymentMode "Standard" -}}
+{{- fail (printf "%s.deploymentMode is for kind InferenceService: leave it out." $place) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/*
+Replicas are possible: list PLACE MODEL.
+*/}}
+{{- define "kserve-llamacpp.validate.scaling" -}}
+{{- $place := index . 0 -}}
+{{- $model := index . 1 -}}
+{{- $scaling := $model.autoscaling -}}
+{{- if and $model.isKServe (not $model.isKnative) (not $scaling.enabled) (eq (int $model.replicas) 0) -}}
+{{- fail (printf "%s.replicas is 0, of which KServe makes 1: set %s.enabled to false to stop the model." $place $place) -}}
+{{- end -}}
+{{- if $scaling.enabled -}}
+{{- if gt (int $scaling.minReplicas) (int $scaling.maxReplicas) -}}
+{{- fail (printf "%s.autoscaling.minReplicas is %d and maxReplicas %d: raise maxReplicas." $place (int $scaling.minReplicas) (int $scaling.maxReplicas)) -}}
+{{- end -}}
+{{- if and (eq (int $scaling.minReplicas) 0) (not $model.isKnative) -}}
+{{- fail (printf "%s.autoscaling.minReplicas is 0: only Knative mode starts a model again when a request comes." $place) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/*
+What the chart decides is not decided again: list PLACE ARGS.
+*/}}
+{{- define "kserve-llamacpp.validate.args" -}}
+{{- $place := index . 0 -}}
+{{- $instead := dict "--drain_delay_seconds" "drainDelaySeconds" "--grace_seconds" "graceSeconds" "--model_name" "the model's key" "--model_dir" "storageUri or volume" -}}
+{{- range index . 1 -}}
+{{- $flag := first (splitList "=" .) -}}
+{{- if hasKey $instead $flag -}}
+{{- fail (printf "%s.args has %s: use %s instead." $place $flag (get $instead $flag)) -}}
+{{- end -}}
+{{- if has $flag (list "--http_port" "--enable_grpc" "--http_host") -}}
+{{- fail (printf "%s.args has %s, which probes and Services rely on: leave it out." $place $flag) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}

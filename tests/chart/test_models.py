@@ -1,0 +1,242 @@
+"""A model's objects follow its values: on KServe, in Knative mode, and as a plain Deployment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.chart.helm import Rendered, render
+
+ON_KSERVE = {"storageUri": "pvc://models/smollm2"}
+PLAIN = {"kind": "Deployment", "volume": {"claimName": "models", "path": "smollm2"}}
+KNATIVE = {**ON_KSERVE, "deploymentMode": "Knative"}
+
+
+def model(**values: Any) -> Rendered:
+    """A release with the one model smollm2."""
+    return render({"models": {"smollm2": values}})
+
+
+def kinds(release: Rendered) -> set[str]:
+    """The kinds of the model's own objects."""
+    return {
+        entry["kind"]
+        for entry in release.objects
+        if entry["metadata"]["labels"]["app.kubernetes.io/component"] == "predictor"
+    }
+
+
+def container(release: Rendered) -> dict[str, Any]:
+    """The predictor's container, of the runtime or of the Deployment."""
+    for runtime in release.all("ServingRuntime"):
+        return dict(runtime["spec"]["containers"][0])
+    deployment = release.one("Deployment", "smollm2-predictor")
+    return dict(deployment["spec"]["template"]["spec"]["containers"][0])
+
+
+def pod(release: Rendered) -> dict[str, Any]:
+    """What the pod has beside its container."""
+    for service in release.all("InferenceService"):
+        return dict(service["spec"]["predictor"])
+    deployment = release.one("Deployment", "smollm2-predictor")
+    return dict(deployment["spec"]["template"]["spec"])
+
+
+@pytest.mark.parametrize(
+    ("values", "made"),
+    [
+        (
+            ON_KSERVE,
+            {
+                "InferenceService",
+                "ServingRuntime",
+                "Service",
+                "PodDisruptionBudget",
+                "NetworkPolicy",
+            },
+        ),
+        (PLAIN, {"Deployment", "Service", "PodDisruptionBudget", "NetworkPolicy"}),
+        (KNATIVE, {"InferenceService", "ServingRuntime"}),
+    ],
+    ids=["Standard", "Deployment", "Knative"],
+)
+def test_objects(values: dict[str, Any], made: set[str]) -> None:
+    """Each way of serving makes its own objects; Knative brings what it needs itself."""
+    assert kinds(model(**values)) == made
+
+
+def test_runtime_is_named() -> None:
+    """The InferenceService names the runtime of its own, which no other one is given."""
+    release = model(**ON_KSERVE)
+
+    assert release.one("InferenceService", "smollm2")["spec"]["predictor"]["model"]["runtime"] == (
+        "smollm2"
+    )
+    (model_format,) = release.one("ServingRuntime", "smollm2")["spec"]["supportedModelFormats"]
+    assert model_format == {"name": "gguf", "autoSelect": False}
+
+
+@pytest.mark.parametrize("name", ["", "kserve-llamacpp"])
+def test_other_runtime(name: str) -> None:
+    """With a runtime that exists already, the flags that the pod's time depends on go along."""
+    runtime = {"create": False, "name": name}
+    release = model(**ON_KSERVE, runtime=runtime, graceSeconds=300, args=["--n_ctx=2048"])
+
+    assert not release.all("ServingRuntime")
+    found = release.one("InferenceService", "smollm2")["spec"]["predictor"]["model"]
+    assert found.get("runtime", "") == name
+    assert found["args"] == ["--drain_delay_seconds=5", "--grace_seconds=300", "--n_ctx=2048"]
+
+
+@pytest.mark.parametrize("values", [ON_KSERVE, PLAIN], ids=["KServe", "Deployment"])
+def test_arguments(values: dict[str, Any]) -> None:
+    """The model is served under its key; own arguments come last, where they win."""
+    arguments = container(model(**values, args=["--n_ctx=2048"]))["args"]
+
+    assert arguments[0] == "--model_name=smollm2"
+    assert arguments[-1] == "--n_ctx=2048"
+    assert "--drain_delay_seconds=5" in arguments
+    assert "--grace_seconds=30" in arguments
+
+
+@pytest.mark.parametrize("values", [ON_KSERVE, PLAIN], ids=["KServe", "Deployment"])
+def test_time_to_load(values: dict[str, Any]) -> None:
+    """The startup probe waits as long as the model may take, the other probes do not wait."""
+    found = container(model(**values, startupSeconds=3601))
+
+    startup = found["startupProbe"]
+    assert startup["failureThreshold"] * startup["periodSeconds"] == 3602
+    assert startup["httpGet"]["path"] == "/v1/models/smollm2"
+    assert found["readinessProbe"]["failureThreshold"] == 1
+    assert found["livenessProbe"]["httpGet"]["path"] == "/"
+
+
+@pytest.mark.parametrize("values", [ON_KSERVE, PLAIN], ids=["KServe", "Deployment"])
+def test_time_to_end(values: dict[str, Any]) -> None:
+    """Kubernetes waits for drain delay, grace period and 25 seconds."""
+    found = pod(model(**values, drainDelaySeconds=10, graceSeconds=300))
+
+    assert found["terminationGracePeriodSeconds"] == 335
+
+
+def test_deployment_waits_for_the_model() -> None:
+    """A rollout is not given up while the model may still be loading."""
+    spec = model(**PLAIN, startupSeconds=3600).one("Deployment", "smollm2-predictor")["spec"]
+
+    assert spec["progressDeadlineSeconds"] > 3600
+
+
+@pytest.mark.parametrize(
+    ("path", "directory"),
+    [("", "/mnt/models"), ("smollm2", "/mnt/models/smollm2"), ("a/b.gguf", "/mnt/models/a/b.gguf")],
+)
+def test_claim(path: str, directory: str) -> None:
+    """A Deployment reads its model from a place in the claim, and cannot write there."""
+    release = model(kind="Deployment", volume={"claimName": "models", "path": path})
+
+    assert f"--model_dir={directory}" in container(release)["args"]
+    claim = {"claimName": "models", "readOnly": True}
+    assert {"name": "models", "persistentVolumeClaim": claim} in pod(release)["volumes"]
+    mount = {"name": "models", "mountPath": "/mnt/models", "readOnly": True}
+    assert mount in container(release)["volumeMounts"]
+
+
+@pytest.mark.parametrize("values", [ON_KSERVE, PLAIN], ids=["KServe", "Deployment"])
+def test_service_on_the_pods(values: dict[str, Any]) -> None:
+    """The proxy finds each pod by a headless Service, on the container's own port."""
+    spec = model(**values).one("Service", "smollm2-pods")["spec"]
+
+    assert spec["clusterIP"] == "None"
+    (port,) = spec["ports"]
+    assert (port["port"], port["targetPort"]) == (8080, 8080)
+
+
+def test_replicas_on_kserve() -> None:
+    """Without an autoscaler KServe runs as many replicas as are asked for."""
+    found = model(**ON_KSERVE, replicas=3).one("InferenceService", "smollm2")
+
+    assert found["metadata"]["annotations"]["serving.kserve.io/autoscalerClass"] == "none"
+    assert found["spec"]["predictor"]["minReplicas"] == 3
+
+
+def test_autoscaling_on_kserve() -> None:
+    """KServe makes the autoscaler, from these numbers."""
+    scaling = {"enabled": True, "minReplicas": 2, "maxReplicas": 5}
+    release = model(**ON_KSERVE, autoscaling=scaling)
+
+    found = release.one("InferenceService", "smollm2")
+    assert found["metadata"]["annotations"]["serving.kserve.io/autoscalerClass"] == "hpa"
+    predictor = found["spec"]["predictor"]
+    assert (predictor["minReplicas"], predictor["maxReplicas"]) == (2, 5)
+    assert (predictor["scaleMetric"], predictor["scaleTarget"]) == ("cpu", 80)
+    assert not release.all("HorizontalPodAutoscaler")
+
+
+def test_autoscaling_in_knative_mode() -> None:
+    """Knative scales with the requests in flight, and its mode has no other autoscaler."""
+    found = model(**KNATIVE, autoscaling={"enabled": True, "targetConcurrency": 4})
+
+    service = found.one("InferenceService", "smollm2")
+    assert "serving.kserve.io/autoscalerClass" not in service["metadata"]["annotations"]
+    predictor = service["spec"]["predictor"]
+    assert (predictor["scaleMetric"], predictor["scaleTarget"]) == ("concurrency", 4)
+
+
+def test_autoscaling_of_a_deployment() -> None:
+    """A Deployment gets an autoscaler, which owns its replicas."""
+    release = model(**PLAIN, autoscaling={"enabled": True})
+
+    assert "replicas" not in release.one("Deployment", "smollm2-predictor")["spec"]
+    spec = release.one("HorizontalPodAutoscaler", "smollm2-predictor")["spec"]
+    assert spec["scaleTargetRef"]["name"] == "smollm2-predictor"
+
+
+def test_no_version_reaches_kserves_pods() -> None:
+    """An InferenceService's labels, which its pods get, stay the same from version to version."""
+    labels = model(**ON_KSERVE).one("InferenceService", "smollm2")["metadata"]["labels"]
+
+    assert not {"helm.sh/chart", "app.kubernetes.io/version"} & set(labels)
+
+
+def test_default_for_all_models() -> None:
+    """What `modelDefaults` says holds for each model that says nothing else."""
+    release = render(
+        {
+            "proxy": {"model": "a"},
+            "modelDefaults": {"graceSeconds": 60, "networkPolicy": {"enabled": False}},
+            "models": {"a": ON_KSERVE, "b": {**ON_KSERVE, "graceSeconds": 90}},
+        }
+    )
+
+    times = {
+        entry["metadata"]["name"]: entry["spec"]["predictor"]["terminationGracePeriodSeconds"]
+        for entry in release.all("InferenceService")
+    }
+    assert times == {"a": 90, "b": 120}
+    assert not release.has("NetworkPolicy", "a")
+
+
+def test_disabled_model() -> None:
+    """A model that is not enabled has no objects."""
+    assert kinds(model(**ON_KSERVE, enabled=False)) == set()
+
+
+def test_monitor_counts_each_pod_once() -> None:
+    """Prometheus scrapes through the headless Service, never through the one beside it, too."""
+    release = model(**PLAIN, serviceMonitor={"enabled": True, "labels": {"release": "p"}})
+
+    monitor = release.one("ServiceMonitor", "smollm2")
+    assert monitor["metadata"]["labels"]["release"] == "p"
+    selector = monitor["spec"]["selector"]["matchLabels"]
+    other = release.one("Service", "smollm2-predictor")["metadata"]["labels"]
+    assert not selector.items() <= other.items()
+
+
+def test_policy() -> None:
+    """The predictor, which knows no keys, is reached from its namespace and by Prometheus."""
+    spec = model(**ON_KSERVE).one("NetworkPolicy", "smollm2")["spec"]
+
+    (rule,) = spec["ingress"]
+    assert {"podSelector": {}} in rule["from"]
+    assert rule["ports"] == [{"port": 8080, "protocol": "TCP"}]

@@ -1,0 +1,57 @@
+"""Kustomize builds every overlay and base of manifests/, and the API takes what comes out."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.manifests.schemas import problems
+
+ROOT = Path(__file__).parents[2]
+# Another system's templates and bodies, which no cluster takes as they are
+_NOT_APPLIED = "ai.sap.com/"
+
+
+def is_whole(folder: Path) -> bool:
+    """Tell whether a folder is a base or an overlay, not a component for one."""
+    text = (folder / "kustomization.yaml").read_text(encoding="utf-8")
+    return bool(yaml.safe_load(text).get("kind") != "Component")
+
+
+WHOLE = [
+    path.parent
+    for folder in ("manifests", "tests/e2e")
+    for path in sorted((ROOT / folder).rglob("kustomization.yaml"))
+    if is_whole(path.parent)
+]
+
+
+def kubectl() -> str:
+    kit = Path(os.environ.get("KIT_STATE", "/var/lib/kserve-kit")) / "bin" / "kubectl"
+    found = shutil.which("kubectl") or (os.fspath(kit) if kit.is_file() else None)
+    if found is None:
+        pytest.fail("no kubectl: put it on the PATH, https://kubernetes.io/docs/tasks/tools/")
+    return found
+
+
+def build(folder: Path) -> list[dict[str, Any]]:
+    done = subprocess.run(
+        [kubectl(), "kustomize", str(folder)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr, done.stderr
+    return [found for found in yaml.safe_load_all(done.stdout) if found is not None]
+
+
+@pytest.mark.parametrize("folder", WHOLE, ids=lambda folder: str(folder.relative_to(ROOT)))
+def test_overlay(folder: Path) -> None:
+    """The built objects have no unknown field and lack none."""
+    for found in build(folder):
+        if not found["apiVersion"].startswith(_NOT_APPLIED):
+            assert problems(found) == [], found["metadata"]["name"]
