@@ -203,12 +203,14 @@ def test_policy_does_not_know_urls() -> None:
 
 
 def test_policy_as_given() -> None:
-    """Own peers and egress rules take the place of the usual ones."""
+    """Own peers and egress rules take the place of the usual ones; `helm test` is let in."""
     peers = [{"podSelector": {"matchLabels": {"app": "gateway"}}}]
     policy = {"from": peers, "egress": [{"to": peers}]}
     spec = render({"proxy": {"networkPolicy": policy}}).one("NetworkPolicy")["spec"]
 
-    assert spec["ingress"][0]["from"] == peers
+    given, tests = spec["ingress"][0]["from"]
+    assert given == peers[0]
+    assert tests["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "test"
     assert spec["egress"] == [{"to": peers}]
 
 
