@@ -31,7 +31,7 @@ def container(release: Rendered) -> dict[str, Any]:
     """The predictor's container, of the runtime or of the Deployment."""
     for runtime in release.all("ServingRuntime"):
         return dict(runtime["spec"]["containers"][0])
-    deployment = release.one("Deployment", "smollm2-predictor")
+    deployment = release.one("Deployment", "smollm2")
     return dict(deployment["spec"]["template"]["spec"]["containers"][0])
 
 
@@ -39,7 +39,7 @@ def pod(release: Rendered) -> dict[str, Any]:
     """What the pod has beside its container."""
     for service in release.all("InferenceService"):
         return dict(service["spec"]["predictor"])
-    deployment = release.one("Deployment", "smollm2-predictor")
+    deployment = release.one("Deployment", "smollm2")
     return dict(deployment["spec"]["template"]["spec"])
 
 
@@ -122,7 +122,7 @@ def test_time_to_end(values: dict[str, Any]) -> None:
 
 def test_deployment_waits_for_the_model() -> None:
     """A rollout is not given up while the model may still be loading."""
-    spec = model(**PLAIN, startupSeconds=3600).one("Deployment", "smollm2-predictor")["spec"]
+    spec = model(**PLAIN, startupSeconds=3600).one("Deployment", "smollm2")["spec"]
 
     assert spec["progressDeadlineSeconds"] > 3600
 
@@ -187,9 +187,9 @@ def test_autoscaling_of_a_deployment() -> None:
     """A Deployment gets an autoscaler, which owns its replicas."""
     release = model(**PLAIN, autoscaling={"enabled": True})
 
-    assert "replicas" not in release.one("Deployment", "smollm2-predictor")["spec"]
-    spec = release.one("HorizontalPodAutoscaler", "smollm2-predictor")["spec"]
-    assert spec["scaleTargetRef"]["name"] == "smollm2-predictor"
+    assert "replicas" not in release.one("Deployment", "smollm2")["spec"]
+    spec = release.one("HorizontalPodAutoscaler", "smollm2")["spec"]
+    assert spec["scaleTargetRef"]["name"] == "smollm2"
 
 
 def test_no_version_reaches_kserves_pods() -> None:
@@ -229,7 +229,7 @@ def test_monitor_counts_each_pod_once() -> None:
     monitor = release.one("ServiceMonitor", "smollm2")
     assert monitor["metadata"]["labels"]["release"] == "p"
     selector = monitor["spec"]["selector"]["matchLabels"]
-    other = release.one("Service", "smollm2-predictor")["metadata"]["labels"]
+    other = release.one("Service", "smollm2")["metadata"]["labels"]
     assert not selector.items() <= other.items()
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+import yaml
 from kubernetes import client
 
 from tests.e2e import chart
@@ -16,7 +17,8 @@ from tests.e2e.state import pods
 
 _FORWARDED = "http://127.0.0.1:8000"
 _SUCCEEDED = "Phase:          Succeeded"
-# `everything` is there to be rendered: no cluster has all of what it asks for.
+# `everything` is there to be rendered: its models, nodes and secrets exist nowhere.
+_EVERYTHING = f"{chart.CHART}/ci/everything-values.yaml"
 _INSTALLED = ("default", "smollm2", "smollm2-deployment")
 
 
@@ -100,3 +102,21 @@ def test_changed_setting_rolls_the_pods(release: Release) -> None:
     settings = client.CoreV1Api().read_namespaced_config_map(release.proxy, release.namespace)
     assert settings.data["OPENAI_PROXY_LOG_LEVEL"] == "warning"
     assert release.helm("test", release.name).count(_SUCCEEDED) == 3
+
+
+def test_everything_passes_a_server_side_dry_run(cluster: Cluster, namespace: str) -> None:
+    """The API and KServe's webhooks take all that the chart makes, but kinds that are not here."""
+    # A node port may be another's.
+    given = ("-f", _EVERYTHING, "--set", "proxy.service.nodePort=null")
+    rendered = Release(cluster, namespace, "everything").helm(
+        "template", "everything", chart.CHART, "--kube-version", "1.34.0", *given
+    )
+    served = set(cluster.kubectl("api-versions").split())
+    found = [entry for entry in yaml.safe_load_all(rendered) if entry["apiVersion"] in served]
+
+    printed = cluster.kubectl(
+        "apply", "--dry-run=server", "-f", "-", data=yaml.safe_dump_all(found).encode()
+    )
+
+    assert {entry["kind"] for entry in found} >= {"InferenceService", "Ingress", "NetworkPolicy"}
+    assert printed.count("(server dry run)") == len(found)
