@@ -14,7 +14,7 @@ import yaml
 
 from tests.manifests.schemas import FOLDER, problems
 
-ROOT = Path(__file__).parents[2] / "manifests"
+ROOT = Path(__file__).resolve().parents[2] / "manifests"
 # Kustomize's own files never reach a cluster, SAP AI Core's templates only its own API.
 _NOT_APPLIED = ("kustomize.config.k8s.io/", "ai.sap.com/")
 
@@ -29,7 +29,7 @@ def patches() -> set[Path]:
     for path in ROOT.rglob("kustomization.yaml"):
         for patch in load(path)[0].get("patches", []):
             if "path" in patch:
-                found.add(path.parent / patch["path"])
+                found.add((path.parent / patch["path"]).resolve())
     return found
 
 
