@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -111,8 +110,6 @@ def objects(cluster: Cluster, namespace: str) -> set[str]:
     return set(found.split())
 
 
-def wait_for_nothing_new(cluster: Cluster, namespace: str, before: set[str]) -> float:
-    """Wait until a namespace holds nothing that it did not hold before; return the seconds."""
-    started = time.monotonic()
+def wait_for_nothing_new(cluster: Cluster, namespace: str, before: set[str]) -> None:
+    """Wait until a namespace holds nothing that it did not hold before."""
     wait_until("nothing of the release left", 120, lambda: not objects(cluster, namespace) - before)
-    return time.monotonic() - started
