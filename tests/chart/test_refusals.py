@@ -49,6 +49,10 @@ SENTENCES = [
         proxy(autoscaling={"enabled": True, "targetCPUUtilizationPercentage": None}),
         "proxy.autoscaling has nothing to scale by",
     ),
+    (
+        proxy(env=[{"name": "OPENAI_PROXY_GRACE_SECONDS", "value": "90"}]),
+        "proxy.env has OPENAI_PROXY_GRACE_SECONDS, which the chart has to know: use proxy.config",
+    ),
     (proxy(ingress={"enabled": True}), "proxy.ingress.hosts is empty"),
     (proxy(httpRoute={"enabled": True}), "proxy.httpRoute.parentRefs is empty"),
     (proxy(service={"nodePort": 30080}), "set the type to NodePort"),

@@ -56,6 +56,12 @@ Requests go to one place: list $ MODELS.
 {{- if and .service.nodePort (eq .service.type "ClusterIP") -}}
 {{- fail "proxy.service.nodePort is set and proxy.service.type is ClusterIP: set the type to NodePort." -}}
 {{- end -}}
+{{- $instead := dict "OPENAI_PROXY_DRAIN_DELAY_SECONDS" "proxy.config.drain_delay_seconds" "OPENAI_PROXY_GRACE_SECONDS" "proxy.config.grace_seconds" "OPENAI_PROXY_UPSTREAM_URL" "proxy.upstreamUrl" "OPENAI_PROXY_PORT" "proxy.service.port" -}}
+{{- range .env -}}
+{{- if hasKey $instead .name -}}
+{{- fail (printf "proxy.env has %s, which the chart has to know: use %s instead." .name (get $instead .name)) -}}
+{{- end -}}
+{{- end -}}
 {{- include "kserve-llamacpp.validate.budget" (list "proxy" .podDisruptionBudget) -}}
 {{- include "kserve-llamacpp.validate.drain" (list "proxy" .terminationGracePeriodSeconds .config.drain_delay_seconds .config.grace_seconds "proxy.config.drain_delay_seconds and grace_seconds") -}}
 {{- end -}}
