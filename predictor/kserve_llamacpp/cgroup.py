@@ -25,7 +25,8 @@ def num_cpus(root: Path = Path("/"), affinity: int | None = None) -> int:
 def available_memory(root: Path = Path("/")) -> int | None:
     """Return how many bytes can still be taken before a limit or the machine ends, if known.
 
-    Page cache counts as free: the kernel gives it back.
+    Page cache counts as free, also that which was used lately (a model's file, after its engine
+    died): the kernel gives it back.
     """
     rooms = [*_rooms_v2(root), *_rooms_v1(root), *_machine_room(root)]
     return max(0, min(rooms)) if rooms else None
@@ -52,7 +53,8 @@ def _rooms_v2(root: Path) -> Iterator[int]:
         limit = _read(group / "memory.max")
         if limit and limit != "max":
             used = int(_read(group / "memory.current") or 0)
-            yield int(limit) - used + _stat(group, "inactive_file")
+            cache = _stat(group, "inactive_file") + _stat(group, "active_file")
+            yield int(limit) - used + cache
 
 
 def _rooms_v1(root: Path) -> Iterator[int]:
@@ -60,7 +62,8 @@ def _rooms_v1(root: Path) -> Iterator[int]:
         limit = _read(group / "memory.limit_in_bytes")
         if limit and int(limit) < _UNLIMITED:
             used = int(_read(group / "memory.usage_in_bytes") or 0)
-            yield int(limit) - used + _stat(group, "total_inactive_file")
+            cache = _stat(group, "total_inactive_file") + _stat(group, "total_active_file")
+            yield int(limit) - used + cache
 
 
 def _machine_room(root: Path) -> Iterator[int]:

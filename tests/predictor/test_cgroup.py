@@ -115,7 +115,7 @@ def test_free_memory_of_v2_counts_the_page_cache(tmp_path: Path) -> None:
         {
             f"{_V2}/memory.max": str(1000 * _MB),
             f"{_V2}/memory.current": str(700 * _MB),
-            f"{_V2}/memory.stat": f"anon 5\ninactive_file {300 * _MB}\nactive_file 7",
+            f"{_V2}/memory.stat": f"anon 5\ninactive_file {100 * _MB}\nactive_file {200 * _MB}",
         },
     )
 
@@ -129,7 +129,8 @@ def test_free_memory_of_v1_counts_the_page_cache(tmp_path: Path) -> None:
         {
             f"{_V1_MEMORY}/memory.limit_in_bytes": str(1000 * _MB),
             f"{_V1_MEMORY}/memory.usage_in_bytes": str(700 * _MB),
-            f"{_V1_MEMORY}/memory.stat": f"inactive_file 5\ntotal_inactive_file {300 * _MB}",
+            f"{_V1_MEMORY}/memory.stat": f"inactive_file 5\ntotal_inactive_file {100 * _MB}\n"
+            f"active_file 5\ntotal_active_file {200 * _MB}",
         },
     )
 

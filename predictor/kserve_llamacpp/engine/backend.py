@@ -31,7 +31,7 @@ llama: Any = llama_cpp  # its annotations say arrays where its functions take po
 
 _GIB = 1 << 30
 _CELL_BYTES = 2  # F16
-_RESERVE_BYTES = 128 << 20  # compute buffers, logits, Python
+_RESERVE_BYTES = 256 << 20  # compute buffers (132 MiB for a 7B model), logits, Python
 _MIN_CTX = 512
 _PROGRESS_SECONDS = 1.0
 _SPECIAL = llama.LLAMA_TOKEN_ATTR_UNKNOWN | llama.LLAMA_TOKEN_ATTR_CONTROL
@@ -82,6 +82,9 @@ class LlamaBackend:
         llama.llama_log_set(self._log_callback, ctypes.c_void_p(0))
         load_backends(llama.llama_cpp._lib, llama.llama_cpp._base_path)
         llama.llama_backend_init()
+        # Asked before the weights are there, of which llama.cpp copies most for the CPU: afterwards
+        # they would count twice.
+        self._available = cgroup.available_memory()
         self._model = _load_model(options, on_progress)
         self._vocab = llama.llama_model_get_vocab(self._model)
         self._context = self._make_context(self._choose_n_ctx())
@@ -236,11 +239,10 @@ class LlamaBackend:
 
     def _room_for_cells(self) -> int | None:
         """Return the bytes left for the KV cache beside the weights, None if it is on a GPU."""
-        available = cgroup.available_memory()
         offloads = llama.llama_supports_gpu_offload() and self._options.n_gpu_layers != 0
-        if available is None or offloads:
+        if self._available is None or offloads:
             return None
-        return available - int(llama.llama_model_size(self._model)) - _RESERVE_BYTES
+        return self._available - int(llama.llama_model_size(self._model)) - _RESERVE_BYTES
 
     def _does_not_fit(self, n_ctx: int, per_cell: int, room: int) -> LoadFailed:
         weights = llama.llama_model_size(self._model) / _GIB
