@@ -59,6 +59,7 @@ CUSTOM = {
         "example/prometheus-operator-crd/monitoring.coreos.com_servicemonitors.yaml",
     ),
 }
+COMPOSE = "github.com/compose-spec/compose-go/v2@v2.4.7"
 QUANTITY = "io.k8s.apimachinery.pkg.api.resource.Quantity"
 # As the API server's own error message has it
 QUANTITY_PATTERN = r"^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$"
@@ -76,6 +77,8 @@ def main() -> None:
             for path in sorted(folder.glob(pattern)):
                 found.update(custom(yaml.safe_load(path.read_text(encoding="utf-8"))))
         write(name, module, {"kinds": found})
+    compose = json.loads((fetch(COMPOSE) / "schema" / "compose-spec.json").read_text("utf-8"))
+    write("compose", COMPOSE, {"kinds": {}, "schema": slim(compose)})
 
 
 def fetch(module: str) -> Path:
