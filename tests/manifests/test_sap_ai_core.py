@@ -14,6 +14,7 @@ from openai_proxy.app import HEALTH_ROUTES
 from openai_proxy.config import Settings
 from openai_proxy.flags import parse
 from tests.manifests import sap_ai_core
+from tests.manifests.schemas import problems
 
 TEMPLATE = sap_ai_core.load()
 INPUTS = TEMPLATE["spec"]["inputs"]
@@ -160,6 +161,11 @@ def test_labels_of_the_service() -> None:
     assert rendered(resourcePlan="infer.s")["metadata"]["labels"] == {
         "ai.sap.com/resourcePlan": "infer.s"
     }
+
+
+def test_service_is_one_that_kserve_takes() -> None:
+    """What the template renders to has no field that KServe does not know."""
+    assert problems(rendered()) == []
 
 
 def test_fields_of_the_predictor() -> None:
