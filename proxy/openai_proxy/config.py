@@ -107,8 +107,10 @@ class Settings(BaseSettings):
     read_timeout_seconds: Seconds = Field(
         600, description="Longest silence of the upstream while it answers."
     )
-    probe_interval_seconds: Seconds = Field(
-        2, description="Time between two looks at the upstream's readiness."
+    probe_interval_seconds: Delay = Field(
+        2,
+        description="Time between two looks at the upstream's readiness; 0 takes an --upstream-url "
+        "as ready and never looks, so that it may scale to zero.",
     )
     max_upstream_connections: int = Field(
         1000, ge=1, description="Connections to the upstream at most; more requests wait."
@@ -165,6 +167,10 @@ class Settings(BaseSettings):
             )
         if self.backend is not None and self.model_path is None:
             raise ValueError(f"--backend {self.backend} needs --model-path")
+        if self.upstream_url is None and not self.probe_interval_seconds:
+            raise ValueError(
+                "--probe-interval-seconds 0 is for an --upstream-url: give more without one"
+            )
         return self
 
     @property

@@ -88,6 +88,10 @@ def test_service_links_are_ignored(monkeypatch: pytest.MonkeyPatch, value: str) 
         ({**URL, "without_upstream": True}, "--without-upstream"),
         ({"backend": "llamacpp"}, "--model-path"),
         ({"backend": "vllm", "model_path": "m"}, "--backend"),
+        (
+            {"backend": "llamacpp", "model_path": "m", "probe_interval_seconds": 0},
+            "--probe-interval-seconds",
+        ),
         ({**URL, "port": "-1"}, "--port"),
         ({**URL, "request_timeout_seconds": "0"}, "--request-timeout-seconds"),
         ({**URL, "request_timeout_seconds": "inf"}, "--request-timeout-seconds"),

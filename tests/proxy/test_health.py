@@ -83,6 +83,21 @@ async def test_an_upstream_without_a_list_of_models_is_ready(upstream: StandIn) 
         await until(lambda: has_status(proxy, 200))
 
 
+async def test_an_upstream_that_is_never_looked_at_is_ready(upstream: StandIn) -> None:
+    """With an interval of 0 an upstream that sleeps is left asleep, and requests go to it."""
+    looks: list[web.Request] = []
+
+    async def look(request: web.Request) -> web.StreamResponse:
+        looks.append(request)
+        return web.Response(status=503)
+
+    upstream.models = look
+    async with harness.proxy(upstream_url=upstream.url, probe_interval_seconds=0) as proxy:
+        assert await has_status(proxy, 200)
+        assert (await proxy.chat())[0] == 200
+    assert looks == []
+
+
 async def test_probes_do_not_queue_behind_requests(upstream: StandIn) -> None:
     """With every connection in use, the server stays ready and lists models."""
 

@@ -48,7 +48,11 @@ class Probe:
         self._failures = 0
 
     async def run(self) -> None:
-        """Look, wait, look again; until cancelled."""
+        """Look, wait, look again; until cancelled. With an interval of 0: never look, be ready."""
+        if not self._interval_seconds:
+            self.readiness = Readiness(is_ready=True, reason="")
+            self._on_change(self.readiness)
+            await asyncio.Event().wait()
         while True:
             await self.look()
             is_ready = self.readiness.is_ready
