@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from openai_proxy.flags import parse
 from tests.manifests import sap_ai_core
 from tests.manifests.schemas import problems
 
+DOCUMENTATION = (Path(__file__).parents[2] / "docs" / "sap-ai-core.md").read_text(encoding="utf-8")
 TEMPLATE = sap_ai_core.load()
 INPUTS = TEMPLATE["spec"]["inputs"]
 PARAMETERS = INPUTS["parameters"]
@@ -118,6 +120,14 @@ def test_parameter(parameter: dict[str, Any]) -> None:
     assert parameter["type"] == "string"
     assert isinstance(parameter["default"], str)
     assert parameter["description"].endswith(".")
+
+
+@pytest.mark.parametrize("parameter", PARAMETERS, ids=lambda parameter: parameter["name"])
+def test_parameter_is_documented(parameter: dict[str, Any]) -> None:
+    """The documentation has each parameter, with its default and its description."""
+    name, default, text = (parameter[key] for key in ("name", "default", "description"))
+
+    assert f"| `{name}` | `{default}` | {text} |" in DOCUMENTATION
 
 
 def test_model_name_is_a_parameter() -> None:
