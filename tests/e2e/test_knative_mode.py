@@ -16,10 +16,14 @@ from openai import OpenAI
 from tests.e2e import knative
 from tests.e2e.cluster import Cluster
 from tests.e2e.inside import request
-from tests.e2e.state import address, inference_service
+from tests.e2e.state import address, inference_service, ready_pods
 
 HERE = Path(__file__).parent
 _NAME = "smollm2"
+_SELECTOR = f"serving.kserve.io/inferenceservice={_NAME}"
+# Knative's own drain (30), the predictor's drain delay (5) and its default grace (30) are over.
+_LONG_SECONDS = 70
+_LONG_TOKENS = 8000
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +54,10 @@ def test_service_becomes_ready(
 
 
 def test_pod_has_the_time_of_a_request_to_drain(namespace: str, applied: float) -> None:
-    """The timeout of requests is also the pod's grace period: no running answer is cut off."""
+    """The timeout of requests is also the pod's grace period, so that they can end."""
     timeout = inference_service(namespace, _NAME)["spec"]["predictor"]["timeout"]
     (deployment,) = (
-        client.AppsV1Api()
-        .list_namespaced_deployment(
-            namespace, label_selector=f"serving.kserve.io/inferenceservice={_NAME}"
-        )
-        .items
+        client.AppsV1Api().list_namespaced_deployment(namespace, label_selector=_SELECTOR).items
     )
 
     assert deployment.spec.template.spec.termination_grace_period_seconds == timeout
@@ -92,6 +92,33 @@ def test_chat_at_the_services_own_address(namespace: str, applied: float) -> Non
     answer = request(namespace, f"{address(namespace, _NAME)}/openai/v1/chat/completions", body)
 
     assert answer["choices"][0]["message"]["content"]
+
+
+def test_stream_outlives_its_pods_deletion(
+    cluster: Cluster, namespace: str, applied: float
+) -> None:
+    """A pod that is deleted under a stream lets it run on for long, up to its own end."""
+    openai_client = knative.openai_client(cluster, namespace, _NAME)
+    stream = openai_client.chat.completions.create(
+        model=_NAME,
+        messages=knative.MESSAGES,
+        max_tokens=_LONG_TOKENS,
+        stream=True,
+        extra_body={"ignore_eos": True},
+    )
+    chunks = [next(stream)]
+    (pod,) = ready_pods(namespace, _SELECTOR)
+    started = time.monotonic()
+    cluster.kubectl("-n", namespace, "delete", "pod", pod, "--wait=false")
+
+    with stream:
+        for chunk in stream:
+            chunks.append(chunk)
+            if time.monotonic() - started > _LONG_SECONDS:
+                break
+
+    is_complete = chunks[-1].choices[0].finish_reason == "length"
+    assert is_complete or time.monotonic() - started > _LONG_SECONDS
 
 
 def test_chat_through_the_proxy_from_zero(
