@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 import pytest
 import yaml
-from openai import OpenAI
+from openai import APIStatusError, OpenAI
 
 from tests.e2e import knative
 from tests.e2e.cluster import Cluster, wait_until
@@ -32,11 +32,12 @@ _NUM_TOKENS = 64
 def deployed(
     cluster: Cluster, namespace: str, name: str, mode: str, **parameters: str
 ) -> Iterator[None]:
-    """Apply the rendered template, with the mode and the resources set, and wait for it.
+    """Apply the template, rendered with the example configuration, and wait for the service.
 
-    The resources are what SAP AI Core takes from the resource plan.
+    Set are the mode, and the resources, which SAP AI Core takes from the resource plan.
     """
-    given = {"image": cluster.image("all-in-one"), "modelName": _MODEL, **parameters}
+    image = {"image": cluster.image("all-in-one")}
+    given = {**sap_ai_core.bindings(), **image, **parameters}
     artifacts = {"model": f"pvc://models/{_MODEL}"}
     service = sap_ai_core.render(sap_ai_core.load(), name, given, artifacts)
     service["metadata"]["annotations"]["serving.kserve.io/deploymentMode"] = mode
@@ -53,6 +54,11 @@ def deployed(
 @pytest.fixture(scope="module")
 def standard(cluster: Cluster, namespace: str, models: None) -> Iterator[float]:
     """The service in Standard mode; the seconds from apply to ready."""
+    # SAP AI Core makes a Secret of the body of a request.
+    secret = {"apiVersion": "v1", "kind": "Secret"}
+    body = sap_ai_core.request("generic-secret")
+    secret |= {"metadata": {"name": body["name"]}, "data": body["data"]}
+    cluster.kubectl("-n", namespace, "apply", "-f", "-", data=yaml.safe_dump(secret).encode())
     started = time.monotonic()
     with deployed(cluster, namespace, _NAME, "Standard"):
         yield time.monotonic() - started
@@ -149,6 +155,15 @@ def test_stream(openai_client: OpenAI) -> None:
 
     assert len(chunks) > 4
     assert chunks[-1].choices[0].finish_reason == "length"
+
+
+@pytest.mark.short
+def test_settings_from_the_generic_secret(openai_client: OpenAI) -> None:
+    """The example secret's limit on bodies holds: 1 MiB, not the proxy's default of 8."""
+    with pytest.raises(APIStatusError) as refused:
+        openai_client.completions.create(model=_MODEL, prompt="x" * (1 << 20))
+
+    assert refused.value.status_code == 413
 
 
 def test_concurrency_target_adds_replicas(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,16 @@ def load() -> dict[str, Any]:
 def defaults(template: Mapping[str, Any]) -> dict[str, str]:
     """Return the parameters' default values."""
     return {entry["name"]: entry["default"] for entry in template["spec"]["inputs"]["parameters"]}
+
+
+def request(name: str) -> Any:
+    """Return the body of a request to SAP AI Core's API."""
+    return json.loads((ROOT / "requests" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def bindings() -> dict[str, str]:
+    """Return the parameters of the example configuration."""
+    return {entry["key"]: entry["value"] for entry in request("configuration")["parameterBindings"]}
 
 
 def strings(template: Mapping[str, Any]) -> dict[str, str]:

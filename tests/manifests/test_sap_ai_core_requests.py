@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
 from pydantic import BaseModel, ConfigDict, Field
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from openai_proxy.config import ENV_PREFIX, Settings
 from openai_proxy.flags import parse
 from tests.manifests import sap_ai_core
+from tests.manifests.sap_ai_core import request
 
 REQUESTS = sap_ai_core.ROOT / "requests"
 TEMPLATE = sap_ai_core.load()
@@ -141,14 +142,6 @@ SHAPES: dict[str, type[Body]] = {
 }
 
 
-def body(name: str) -> Any:
-    return json.loads((REQUESTS / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def bindings() -> dict[str, str]:
-    return {entry["key"]: entry["value"] for entry in body("configuration")["parameterBindings"]}
-
-
 @pytest.mark.parametrize("path", sorted(REQUESTS.iterdir()), ids=lambda path: path.stem)
 def test_shape(path: Path) -> None:
     """A body has the keys and types that SAP documents, and no others."""
@@ -157,7 +150,7 @@ def test_shape(path: Path) -> None:
 
 def test_registry_secret() -> None:
     """The template pulls with the secret that the body makes, a Docker configuration."""
-    secret = body("docker-registry-secret")
+    secret = request("docker-registry-secret")
     (credentials,) = json.loads(secret["data"][".dockerconfigjson"])["auths"].values()
 
     assert secret["name"] == DEFAULTS["imagePullSecret"]
@@ -166,15 +159,15 @@ def test_registry_secret() -> None:
 
 def test_object_store_secret() -> None:
     """The artifact lies in the object store that the secret opens, named as SAP wants it."""
-    secret = body("object-store-secret")
+    secret = request("object-store-secret")
 
     assert secret["name"] == "default"
-    assert body("artifact")["url"].startswith(f"ai://{secret['name']}/")
+    assert request("artifact")["url"].startswith(f"ai://{secret['name']}/")
 
 
 def test_generic_secret() -> None:
     """The template takes the secret's values as settings: base64, known, and not overridden."""
-    secret = body("generic-secret")
+    secret = request("generic-secret")
     service = sap_ai_core.render(TEMPLATE, "d1", {}, {"model": "s3://bucket/model"})
     given = parse(service["spec"]["predictor"]["containers"][0]["args"])
     names = {key.removeprefix(ENV_PREFIX).lower() for key in secret["data"]}
@@ -189,18 +182,18 @@ def test_application_reads_the_templates() -> None:
     """The application's path is the folder that holds the template."""
     root = sap_ai_core.ROOT.parents[1]
 
-    assert root / body("application")["path"] == sap_ai_core.TEMPLATE.parent
-    assert body("application")["repositoryUrl"] == body("repository")["url"]
+    assert root / request("application")["path"] == sap_ai_core.TEMPLATE.parent
+    assert request("application")["repositoryUrl"] == request("repository")["url"]
 
 
 def test_artifact_is_of_the_scenario() -> None:
     """An artifact is registered for the scenario that uses it."""
-    assert body("artifact")["scenarioId"] == SCENARIO
+    assert request("artifact")["scenarioId"] == SCENARIO
 
 
 def test_configuration_is_of_the_template() -> None:
     """A configuration names the template's executable, scenario and version."""
-    configuration = body("configuration")
+    configuration = request("configuration")
 
     assert configuration["executableId"] == NAME
     assert configuration["scenarioId"] == SCENARIO
@@ -211,10 +204,12 @@ def test_configuration_binds_the_inputs() -> None:
     """Every bound parameter is declared, and every artifact is bound."""
     artifacts = {entry["name"] for entry in TEMPLATE["spec"]["inputs"]["artifacts"]}
 
-    assert set(bindings()) <= set(DEFAULTS)
-    assert {entry["key"] for entry in body("configuration")["inputArtifactBindings"]} == artifacts
+    assert set(sap_ai_core.bindings()) <= set(DEFAULTS)
+    assert {
+        entry["key"] for entry in request("configuration")["inputArtifactBindings"]
+    } == artifacts
 
 
 def test_configuration_keeps_target_and_sequences_together() -> None:
     """The example scales by as many requests as a replica decodes together."""
-    assert bindings()["concurrencyTarget"] == bindings()["numSequences"]
+    assert sap_ai_core.bindings()["concurrencyTarget"] == sap_ai_core.bindings()["numSequences"]
