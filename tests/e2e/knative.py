@@ -15,19 +15,18 @@ _GONE_SECONDS = 300
 MESSAGES = [{"role": "user", "content": "What is a fox?"}]
 
 
-def ingress(cluster: Cluster) -> str:
-    """Return the URL of Knative's ingress, or skip the test where there is none."""
+def need(cluster: Cluster) -> None:
+    """Install Knative, or skip the test where there is none or no way to its ingress."""
     cluster.needs("knative")
     if cluster.knative_url is None:
         pytest.skip("E2E_KNATIVE is not set: give the URL of Knative's ingress, as seen from here")
-    return cluster.knative_url
 
 
 def openai_client(cluster: Cluster, namespace: str, name: str) -> OpenAI:
     """Return a client of an InferenceService: the ingress tells services by the Host header."""
     host = urlsplit(inference_service(namespace, name)["status"]["url"]).netloc
     return OpenAI(
-        base_url=f"{ingress(cluster)}/v1",
+        base_url=f"{cluster.knative_url}/v1",
         api_key="unused",
         default_headers={"Host": host},
         max_retries=0,

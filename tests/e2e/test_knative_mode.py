@@ -29,7 +29,7 @@ _LONG_TOKENS = 8000
 @pytest.fixture(scope="module")
 def applied(cluster: Cluster, namespace: str, models: None) -> float:
     """Runtime, InferenceService and proxy, all ready; the seconds until the service was."""
-    knative.ingress(cluster)
+    knative.need(cluster)
     started = time.monotonic()
     cluster.kubectl("-n", namespace, "apply", "-k", f"{HERE}/knative-overlay")
     knative.wait_until_ready(namespace, _NAME)
@@ -74,7 +74,7 @@ def test_v1_predict_at_the_ingress(cluster: Cluster, namespace: str, applied: fl
     """KServe's own protocol is answered there, too."""
     host = urlsplit(inference_service(namespace, _NAME)["status"]["url"]).netloc
     asked = urllib.request.Request(
-        f"{knative.ingress(cluster)}/v1/models/{_NAME}:predict",
+        f"{cluster.knative_url}/v1/models/{_NAME}:predict",
         json.dumps({"instances": ["Once upon a time"], "parameters": {"max_tokens": 8}}).encode(),
         {"Host": host, "Content-Type": "application/json"},
     )

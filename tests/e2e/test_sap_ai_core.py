@@ -173,7 +173,7 @@ def test_concurrency_target_adds_replicas(
     record_property: Callable[[str, object], None],
 ) -> None:
     """In Knative mode, a concurrency target of 1 makes more of one replica; all answers come."""
-    knative.ingress(cluster)
+    knative.need(cluster)
     scaling = {"minReplicas": "1", "maxReplicas": "3", "scalingWindow": "10s"}
     with deployed(cluster, namespace, "sap-many", "Knative", concurrencyTarget="1", **scaling):
         client = knative.openai_client(cluster, namespace, "sap-many")
@@ -211,7 +211,7 @@ def test_first_answer_from_zero(
     record_property: Callable[[str, object], None],
 ) -> None:
     """With minReplicas 0 an idle service has no pod, and its next request is answered."""
-    knative.ingress(cluster)
+    knative.need(cluster)
     scaling = {"minReplicas": "0", "scalingWindow": "10s", "scaleToZeroRetention": "0s"}
     with deployed(cluster, namespace, "sap-zero", "Knative", **scaling):
         client = knative.openai_client(cluster, namespace, "sap-zero")
