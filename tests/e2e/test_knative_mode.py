@@ -31,7 +31,7 @@ def applied(cluster: Cluster, namespace: str, models: None) -> float:
     """Runtime, InferenceService and proxy, all ready; the seconds until the service was."""
     knative.need(cluster)
     started = time.monotonic()
-    cluster.kubectl("-n", namespace, "apply", "-k", f"{HERE}/knative-overlay")
+    cluster.kubectl("-n", namespace, "apply", "-k", f"{HERE}/scale-to-zero")
     knative.wait_until_ready(namespace, _NAME)
     seconds = time.monotonic() - started
     rollout = ("rollout", "status", "deployment/openai-proxy", "--timeout=120s")
