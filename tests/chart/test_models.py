@@ -183,6 +183,31 @@ def test_autoscaling_in_knative_mode() -> None:
     assert (predictor["scaleMetric"], predictor["scaleTarget"]) == ("concurrency", 4)
 
 
+def test_from_zero_in_knative_mode() -> None:
+    """A model may go to zero where the proxy leaves it alone."""
+    scaling = {"enabled": True, "minReplicas": 0}
+    release = render(
+        {
+            "proxy": {"config": {"probe_interval_seconds": 0}},
+            "models": {"smollm2": {**KNATIVE, "autoscaling": scaling}},
+        }
+    )
+
+    predictor = release.one("InferenceService", "smollm2")["spec"]["predictor"]
+    assert predictor["minReplicas"] == 0
+
+
+def test_time_to_end_in_knative_mode() -> None:
+    """Knative's timeout is a pod's time to end: 30 seconds of waiting, the drain, 25 to close."""
+    release = model(**KNATIVE, timeoutSeconds=300, drainDelaySeconds=10)
+
+    predictor = release.one("InferenceService", "smollm2")["spec"]["predictor"]
+    assert predictor["timeout"] == 300
+    assert "terminationGracePeriodSeconds" not in predictor
+    (container,) = release.one("ServingRuntime", "smollm2")["spec"]["containers"]
+    assert {"--drain_delay_seconds=10", "--grace_seconds=235"} <= set(container["args"])
+
+
 def test_autoscaling_of_a_deployment() -> None:
     """A Deployment gets an autoscaler, which owns its replicas."""
     release = model(**PLAIN, autoscaling={"enabled": True})

@@ -93,6 +93,14 @@ SENTENCES = [
         model(**A, deploymentMode="Knative", autoscaling={"enabled": True, "minReplicas": 0}),
         "the proxy looks at its model every 2 s, which keeps a pod running",
     ),
+    (
+        proxy(config={"probe_interval_seconds": 0}),
+        "proxy.config.probe_interval_seconds is 0, but there is no model",
+    ),
+    (
+        model(**A, deploymentMode="Knative", terminationGracePeriodSeconds=700),
+        "models.a.terminationGracePeriodSeconds is not for Knative mode",
+    ),
     (model(**A, podDisruptionBudget={"minAvailable": 1}), "models.a.podDisruptionBudget needs"),
     (model(**A, args=["--grace_seconds=1"]), "use graceSeconds instead"),
     (model(**A, args=["--model_name=b"]), "use the model's key instead"),

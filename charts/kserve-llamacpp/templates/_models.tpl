@@ -8,6 +8,10 @@ All models that are enabled, each with its defaults, as JSON: {NAME: MODEL}.
 {{- if $model.enabled -}}
 {{- $isKServe := eq $model.kind "InferenceService" -}}
 {{- $isKnative := and $isKServe (eq $model.deploymentMode "Knative") -}}
+{{- if $isKnative -}}
+{{- /* Knative lets its timeout run for 30 seconds before a pod is told; 25 are for closing. */ -}}
+{{- $_ := set $model "graceSeconds" (max 0 (subf $model.timeoutSeconds 55 $model.drainDelaySeconds)) -}}
+{{- end -}}
 {{- $_ := set $models $name (mustMerge (dict "isKServe" $isKServe "isKnative" $isKnative) $model) -}}
 {{- end -}}
 {{- end -}}
@@ -136,7 +140,11 @@ list $ MODEL.
 {{- define "kserve-llamacpp.model.pod" -}}
 {{- $root := index . 0 -}}
 {{- $model := index . 1 -}}
+{{- if $model.isKnative }}
+timeout: {{ $model.timeoutSeconds }}
+{{- else }}
 terminationGracePeriodSeconds: {{ include "kserve-llamacpp.terminationGracePeriodSeconds" (list $model.terminationGracePeriodSeconds $model.drainDelaySeconds $model.graceSeconds) }}
+{{- end }}
 enableServiceLinks: false
 automountServiceAccountToken: false
 {{- with $model.serviceAccountName }}

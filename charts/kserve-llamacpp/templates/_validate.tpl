@@ -15,6 +15,9 @@
 {{- include "kserve-llamacpp.validate.source" (list $place $model) -}}
 {{- include "kserve-llamacpp.validate.scaling" (list $place $model) -}}
 {{- include "kserve-llamacpp.validate.budget" (list $place $model.podDisruptionBudget) -}}
+{{- if and $model.isKnative (not (kindIs "invalid" $model.terminationGracePeriodSeconds)) -}}
+{{- fail (printf "%s.terminationGracePeriodSeconds is not for Knative mode: set timeoutSeconds instead." $place) -}}
+{{- end -}}
 {{- include "kserve-llamacpp.validate.drain" (list $place $model.terminationGracePeriodSeconds $model.drainDelaySeconds $model.graceSeconds (printf "%s.drainDelaySeconds and graceSeconds" $place)) -}}
 {{- include "kserve-llamacpp.validate.args" (list $place $model.args) -}}
 {{- end -}}
@@ -31,9 +34,13 @@ Requests go to one place: list $ MODELS.
 {{- end -}}
 {{- $model := include "kserve-llamacpp.proxy.model" (index . 0) -}}
 {{- with get (index . 1) $model -}}
-{{- if and .isKnative .autoscaling.enabled (eq (int .autoscaling.minReplicas) 0) -}}
-{{- fail (printf "models.%s.autoscaling.minReplicas is 0, but the proxy looks at its model every %v s, which keeps a pod running: set it to 1, or give proxy.model or proxy.upstreamUrl another place." $model (default 2 $proxy.config.probe_interval_seconds)) -}}
+{{- $interval := ternary $proxy.config.probe_interval_seconds 2 (hasKey $proxy.config "probe_interval_seconds") -}}
+{{- if and .isKnative .autoscaling.enabled (eq (int .autoscaling.minReplicas) 0) (ne (float64 $interval) 0.0) -}}
+{{- fail (printf "models.%s.autoscaling.minReplicas is 0, but the proxy looks at its model every %v s, which keeps a pod running: set proxy.config.probe_interval_seconds to 0, or minReplicas to 1." $model $interval) -}}
 {{- end -}}
+{{- end -}}
+{{- if and (not $model) (not $proxy.upstreamUrl) (hasKey $proxy.config "probe_interval_seconds") (eq (float64 $proxy.config.probe_interval_seconds) 0.0) -}}
+{{- fail "proxy.config.probe_interval_seconds is 0, but there is no model to leave alone: leave it out." -}}
 {{- end -}}
 {{- if and (gt (len $names) 1) (not $proxy.model) (not $proxy.upstreamUrl) -}}
 {{- fail (printf "There are several models (%s), and the proxy's requests go to one: set proxy.model to its name, or proxy.upstreamUrl." (join ", " $names)) -}}
