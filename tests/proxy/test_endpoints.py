@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from openai_proxy.routing.endpoints import (
     AVOID_SECONDS,
+    KEEP_SECONDS,
     LOOKUP_SECONDS,
     Endpoint,
     Endpoints,
@@ -110,7 +111,7 @@ async def test_the_only_one_is_chosen_again_after_a_lookup() -> None:
 
 
 async def test_a_name_without_addresses() -> None:
-    """No address is no endpoint; a resolver that cannot tell changes nothing."""
+    """The last addresses are kept for a while; a resolver that cannot tell changes nothing."""
     world = World(("10.0.0.1",))
     endpoints = world.endpoints()
     await endpoints.refresh()
@@ -118,6 +119,11 @@ async def test_a_name_without_addresses() -> None:
     await endpoints.refresh()
     assert endpoints.hosts == ("10.0.0.1",)
     world.error, world.hosts = None, ()
+    world.now = KEEP_SECONDS - 0.1
+    await endpoints.refresh()
+    assert endpoints.hosts == ("10.0.0.1",)
+    world.now = KEEP_SECONDS
+    assert await endpoints.choose() is not None
     await endpoints.refresh()
     assert await endpoints.choose() is None
 

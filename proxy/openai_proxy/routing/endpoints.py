@@ -18,6 +18,9 @@ LOOKUP_SECONDS = 1.0
 # An address that has just refused is used only where there is no other: a resolver may go on
 # naming a pod for some seconds after its end.
 AVOID_SECONDS = 5.0
+# A name without an address keeps those that it had last: a pod that is not ready is not gone, and
+# a predictor keeps its requests while its engine restarts. Not for good: others may get them.
+KEEP_SECONDS = 60.0
 
 # Returns a name's addresses, all of them; none where it has none now. OSError: nothing is known.
 Lookup = Callable[[str, int], Awaitable[tuple[str, ...]]]
@@ -54,6 +57,7 @@ class Endpoints:
         self._sleep = sleep
         self._rng = rng or random.Random()  # noqa: S311  # spreads load, hides nothing
         self._endpoints: tuple[Endpoint, ...] = () if lookup else (Endpoint(host),)
+        self._seen_at = clock()
         self._refreshing: asyncio.Task[None] | None = None
 
     @property
@@ -80,6 +84,10 @@ class Endpoints:
             hosts = await lookup(self._host, self._port)
         except OSError:
             return  # what was known before is the best guess
+        if hosts:
+            self._seen_at = self._clock()
+        elif self._clock() - self._seen_at < KEEP_SECONDS:
+            return
         if len({":" in host for host in hosts}) > 1:
             hosts = (self._host,)  # two families: the HTTP client tries both
         known = {endpoint.host: endpoint for endpoint in self._endpoints}
