@@ -121,6 +121,24 @@ async def test_silence_before_the_first_byte(upstream: StandIn) -> None:
         assert (status, error_of(body)["code"]) == (504, "request_timeout")
 
 
+async def test_silence_before_the_first_event(upstream: StandIn) -> None:
+    """A stream whose head comes and nothing else gives 504, and is asked for once."""
+    num_asked = 0
+
+    async def begun(request: web.Request) -> web.StreamResponse:
+        nonlocal num_asked
+        num_asked += 1
+        await start_stream(request)
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    upstream.respond = begun
+    async with harness.proxy(upstream_url=upstream.url, read_timeout_seconds=0.2) as proxy:
+        status, body = await proxy.chat(stream=True)
+        assert (status, error_of(body)["code"]) == (504, "request_timeout")
+        assert num_asked == 1
+
+
 async def test_silence_in_mid_stream(upstream: StandIn) -> None:
     """A stream silent for longer than the read timeout ends with an error event."""
     upstream.respond = stuck

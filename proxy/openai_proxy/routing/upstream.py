@@ -59,6 +59,7 @@ class Answer:
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self._response = response
+        self._has_begun = False
         headers = response.headers
         self.head = AnswerHead(
             status=response.status,
@@ -84,9 +85,13 @@ class Answer:
     async def chunk(self) -> bytes:
         """Return what has come of a stream, at least one byte, or nothing at its end."""
         try:
-            return await self._response.content.readany()
+            chunk = await self._response.content.readany()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            if isinstance(error, TimeoutError) and not self._has_begun:
+                raise _api_error(error) from error  # slow is not broken: it is not asked twice
             raise broken_stream() from error
+        self._has_begun = True
+        return chunk
 
     async def finish(self) -> None:
         """Wait a moment for the end, so that the connection can be used again."""
