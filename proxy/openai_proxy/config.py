@@ -153,6 +153,11 @@ class Settings(BaseSettings):
             raise ValueError("must not contain a user or password")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("must look like http://HOST:PORT")
+        try:
+            parts.hostname.encode("idna")
+            _ = parts.port
+        except ValueError as error:
+            raise ValueError(f"must look like http://HOST:PORT ({error})") from error
         if parts.query or parts.fragment:
             raise ValueError("must have neither a query nor a fragment")
         return value.rstrip("/")

@@ -99,6 +99,8 @@ def test_service_links_are_ignored(monkeypatch: pytest.MonkeyPatch, value: str) 
         ({**URL, "log_level": "loud"}, "--log-level"),
         ({"upstream_url": "localhost:8080"}, "--upstream-url"),
         ({"upstream_url": "http://h/v1?key=1"}, "--upstream-url"),
+        ({"upstream_url": "http://a..b"}, "--upstream-url"),
+        ({"upstream_url": "http://h:99999"}, "--upstream-url"),
         ({**URL, "max_body_bytes": "8MiB"}, "--max-body-bytes"),
     ],
 )
