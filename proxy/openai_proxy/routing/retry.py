@@ -34,6 +34,6 @@ async def with_one_retry(
     except ApiError as error:
         if error.code not in _CONNECTION or not can_retry():
             raise
-        log.info("retrying", endpoint=endpoint.host, code=str(error.code))
+        log.debug("retrying", endpoint=endpoint.host, code=str(error.code))
     on_retry()
     return await attempt(await upstream.choose(endpoint))
