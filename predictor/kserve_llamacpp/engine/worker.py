@@ -151,7 +151,8 @@ def main(argv: list[str]) -> int:
     channel = Channel(sock)
     try:
         from kserve_llamacpp.engine.backend import LlamaBackend, LoadFailed, LoadOptions
-    except (ImportError, OSError, RuntimeError) as error:
+    # AttributeError: a library of another version, which lacks a function.
+    except (AttributeError, ImportError, OSError, RuntimeError) as error:
         hint = "install llama-cpp-python for this machine, or correct LLAMA_CPP_LIB_PATH"
         channel.send(Fatal("configuration", f"llama.cpp cannot be loaded: {error}; {hint}"))
         return 1
