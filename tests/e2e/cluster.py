@@ -70,16 +70,18 @@ class Cluster:
     @property
     def base_image(self) -> str:
         """The image that ours are built on."""
-        for argument in self.build_arguments:
-            if argument.startswith("--build-arg=BASE_IMAGE="):
-                return argument.rpartition("=")[2]
+        given = re.search(r"--build-arg[= ]BASE_IMAGE=(\S+)", " ".join(self.build_arguments))
+        if given is not None:
+            return given[1]
         text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
         match = re.search(r"^ARG BASE_IMAGE=(\S+)$", text, re.MULTILINE)
         assert match is not None
         return match[1]
 
     def inspect(self, image: str) -> dict[str, Any]:
-        """Return what docker knows of an image."""
+        """Return what docker knows of an image, which is pulled where only builds have used it."""
+        if self._fails(*self.docker_command, "image", "inspect", image):
+            self._run(*self.docker_command, "pull", image)
         found: list[dict[str, Any]] = json.loads(
             self._run(*self.docker_command, "image", "inspect", image)
         )
@@ -134,6 +136,10 @@ class Cluster:
                 yield f"http://127.0.0.1:{match[1]}"
             finally:
                 process.terminate()
+
+    def _fails(self, *command: str) -> bool:
+        done = subprocess.run(command, env=dict(self.environ), capture_output=True, check=False)
+        return done.returncode != 0
 
     def _run(self, *command: str, data: bytes | None = None) -> str:
         done = subprocess.run(
@@ -197,9 +203,10 @@ def _kind(install: str, environ: Mapping[str, str]) -> Iterator[Cluster]:
 @contextlib.contextmanager
 def _kit(kit: Path, environ: Mapping[str, str]) -> Iterator[Cluster]:
     state = Path(environ.get("KIT_STATE", "/var/lib/kserve-kit"))
-    was_up = _answers(state / "kubeconfig", {**environ, "PATH": f"{state}/bin:{environ['PATH']}"})
-    lines = _output(os.fspath(kit / "up"), environ=environ).splitlines()
+    kubeconfig = Path(environ.get("KIT_KUBECONFIG", state / "kubeconfig"))
+    was_up = _answers(kubeconfig, {**environ, "PATH": f"{state}/bin:{environ['PATH']}"})
     try:
+        lines = _output(os.fspath(kit / "up"), environ=environ).splitlines()
         settings = {
             **environ,
             "PATH": f"{state}/bin:{environ['PATH']}",

@@ -29,9 +29,11 @@ def release(
     """A release of each file of ci/; that nothing of it stays is checked at its end."""
     before = chart.objects(cluster, namespace)
     made = Release(cluster, namespace, "llm")
-    made.apply("install", request.param)
-    yield made
-    made.helm("uninstall", "llm")
+    try:
+        made.apply("install", request.param)
+        yield made
+    finally:
+        made.helm("uninstall", "llm", "--ignore-not-found")
     chart.wait_for_nothing_new(cluster, namespace, before)
 
 

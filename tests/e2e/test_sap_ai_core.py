@@ -46,9 +46,11 @@ def deployed(
         "limits": {"cpu": "2", "memory": "1Gi"},
     }
     cluster.kubectl("-n", namespace, "apply", "-f", "-", data=yaml.safe_dump(service).encode())
-    knative.wait_until_ready(namespace, name)
-    yield
-    cluster.kubectl("-n", namespace, "delete", "inferenceservice", name, "--wait=false")
+    try:
+        knative.wait_until_ready(namespace, name)
+        yield
+    finally:
+        cluster.kubectl("-n", namespace, "delete", "inferenceservice", name, "--wait=false")
 
 
 @pytest.fixture(scope="module")

@@ -160,11 +160,13 @@ async def test_nothing_is_repeated_after_the_first_event(pods: Pods, in_front: P
     assert len(first.bodies) + len(second.bodies) == 1
 
 
-async def test_an_answer_is_not_repeated(pods: Pods, in_front: Proxy) -> None:
-    """An error that the upstream answers with is the client's, at once."""
+@pytest.mark.parametrize("code", ["server_error", "upstream_connection_failed"])
+async def test_an_answer_is_not_repeated(pods: Pods, in_front: Proxy, code: str) -> None:
+    """An error that the upstream answers with is the client's, at once: also another proxy's."""
 
     async def fails(_: web.Request) -> web.StreamResponse:
-        return web.json_response({"error": {"message": "no"}}, status=500)
+        error = {"message": "no", "type": "api_error", "param": None, "code": code}
+        return web.json_response({"error": error}, status=502)
 
     first, second = await pods.start("127.0.0.1"), await pods.start("127.0.0.2")
     first.respond = second.respond = fails

@@ -8,6 +8,7 @@ from typing import TypeVar
 import structlog
 
 from openai_protocol.errors import ApiError, ErrorCode
+from openai_proxy.dialects.base import PassedError
 from openai_proxy.routing.endpoints import Endpoint
 from openai_proxy.routing.upstream import Upstream
 
@@ -32,7 +33,8 @@ async def with_one_retry(
     try:
         return await attempt(endpoint)
     except ApiError as error:
-        if error.code not in _CONNECTION or not can_retry():
+        is_answer = isinstance(error, PassedError)
+        if is_answer or error.code not in _CONNECTION or not can_retry():
             raise
         log.debug("retrying", endpoint=endpoint.host, code=str(error.code))
     on_retry()
