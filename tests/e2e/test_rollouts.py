@@ -20,6 +20,18 @@ _ROLL_SECONDS = 300
 # So many requests before anything is broken, and again when all is whole
 _NUM_REQUESTS = 8
 
+_KILL_ENGINE = """
+import os, pathlib, signal
+engines = [
+    int(path.parent.name)
+    for path in pathlib.Path("/proc").glob("[0-9]*/cmdline")
+    if path.read_bytes().split(b"\\0")[1:3] == [b"-m", b"kserve_llamacpp.engine.worker"]
+]
+for engine in engines:
+    os.kill(engine, signal.SIGKILL)
+print("killed", len(engines))
+"""
+
 Record = Callable[[str, object], None]
 
 
@@ -66,6 +78,22 @@ def test_proxies_are_rolled(
         _end(load, record_property, seconds)
 
 
+def test_the_only_engine_dies(
+    cluster: Cluster, namespace: str, applied: None, record_property: Record
+) -> None:
+    """One predictor is left and its engine is killed: streams pause and go on, no request fails."""
+    _set_replicas(namespace, 1)
+    wait_until("one predictor", 120, lambda: len(pods(namespace, _PREDICTOR)) == 1)
+    with streaming_load(cluster, namespace, "http://openai-proxy", "smollm2") as load:
+        wait_until("the load's first answers", 120, lambda: load.num_done() >= _NUM_REQUESTS)
+        (pod,) = ready_pods(namespace, _PREDICTOR)
+        killed = cluster.kubectl("-n", namespace, "exec", pod, "--", "python", "-c", _KILL_ENGINE)
+        assert killed.split() == ["killed", "1"]
+        _end(load, record_property)
+    (found,) = pods(namespace, _PREDICTOR)
+    assert found.status.container_statuses[0].restart_count == 0
+
+
 def _begin(load: StreamingLoad, namespace: str, selector: str) -> tuple[str, ...]:
     """Wait until the load runs; return the pods that serve it now."""
     wait_until("the load's first answers", 120, lambda: load.num_done() >= _NUM_REQUESTS)
@@ -74,14 +102,15 @@ def _begin(load: StreamingLoad, namespace: str, selector: str) -> tuple[str, ...
     return names
 
 
-def _end(load: StreamingLoad, record_property: Record, seconds: float) -> None:
+def _end(load: StreamingLoad, record_property: Record, seconds: float | None = None) -> None:
     """Let the load run on for a while, and look at how it went."""
     wanted = load.num_done() + _NUM_REQUESTS
     wait_until("answers after all is whole", 120, lambda: load.num_done() >= wanted)
     report = load.stop()
     record_property("requests", report["requests"])
     record_property("failed", report["failed"])
-    record_property("replaced after seconds", round(seconds, 1))
+    if seconds is not None:
+        record_property("replaced after seconds", round(seconds, 1))
     assert report["failed"] == 0, "\n".join(report["failures"])
 
 
@@ -99,7 +128,19 @@ def _wait_for_new_pods(namespace: str, selector: str, old: tuple[str, ...]) -> f
 
 def _annotate(namespace: str, value: str) -> None:
     """Change the predictor's pod template, as any change of the InferenceService does."""
-    patch = {"spec": {"predictor": {"annotations": {"tests/rolled-at": value}}}}
+    _patch_predictor(namespace, {"annotations": {"tests/rolled-at": value}})
+
+
+def _set_replicas(namespace: str, number: int) -> None:
+    _patch_predictor(namespace, {"minReplicas": number})
+
+
+def _patch_predictor(namespace: str, predictor: dict[str, object]) -> None:
     client.CustomObjectsApi().patch_namespaced_custom_object(
-        "serving.kserve.io", "v1beta1", namespace, "inferenceservices", "smollm2", patch
+        "serving.kserve.io",
+        "v1beta1",
+        namespace,
+        "inferenceservices",
+        "smollm2",
+        {"spec": {"predictor": predictor}},
     )
