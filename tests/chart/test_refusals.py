@@ -94,6 +94,23 @@ SENTENCES = [
         "the proxy looks at its model every 2 s, which keeps a pod running",
     ),
     (
+        {"commonLabels": {"app.kubernetes.io/name": "mine"}},
+        "commonLabels has app.kubernetes.io/name, which the chart sets itself",
+    ),
+    (
+        model(**A, podLabels={"app.kubernetes.io/instance": "mine"}),
+        "models.a.podLabels has app.kubernetes.io/instance",
+    ),
+    (proxy(podLabels={"helm.sh/chart": "mine"}), "proxy.podLabels has helm.sh/chart"),
+    (
+        proxy(podAnnotations={"checksum/config": "1"}),
+        "proxy.podAnnotations has checksum/config",
+    ),
+    (
+        {"proxy": {"model": "a"}, "models": {"a": PLAIN, "a-pods": PLAIN}},
+        "models.a-pods has the name of the Service on the pods of models.a",
+    ),
+    (
         proxy(config={"probe_interval_seconds": 0}),
         "proxy.config.probe_interval_seconds is 0, but there is no model",
     ),

@@ -3,6 +3,7 @@
 {{- if not (or .Values.proxy.enabled $models) -}}
 {{- fail "proxy.enabled is false and models is empty: nothing would be installed. Give one of them." -}}
 {{- end -}}
+{{- include "kserve-llamacpp.validate.labels" (list "commonLabels" .Values.commonLabels) -}}
 {{- if .Values.proxy.enabled -}}
 {{- include "kserve-llamacpp.validate.upstream" (list . $models) -}}
 {{- include "kserve-llamacpp.validate.proxy" .Values.proxy -}}
@@ -12,6 +13,10 @@
 {{- if eq $name (include "kserve-llamacpp.proxy.name" $) -}}
 {{- fail (printf "%s has the proxy's own name: rename the model, or set fullnameOverride." $place) -}}
 {{- end -}}
+{{- if hasKey $models (printf "%s-pods" $name) -}}
+{{- fail (printf "%s-pods has the name of the Service on the pods of %s: rename one of them." $place $place) -}}
+{{- end -}}
+{{- include "kserve-llamacpp.validate.labels" (list (printf "%s.podLabels" $place) $model.podLabels) -}}
 {{- include "kserve-llamacpp.validate.source" (list $place $model) -}}
 {{- include "kserve-llamacpp.validate.scaling" (list $place $model) -}}
 {{- include "kserve-llamacpp.validate.budget" (list $place $model.podDisruptionBudget) -}}
@@ -69,8 +74,24 @@ Requests go to one place: list $ MODELS.
 {{- fail (printf "proxy.env has %s, which the chart has to know: use %s instead." .name (get $instead .name)) -}}
 {{- end -}}
 {{- end -}}
+{{- if hasKey .podAnnotations "checksum/config" -}}
+{{- fail "proxy.podAnnotations has checksum/config, by which a changed setting rolls the pods: leave it out." -}}
+{{- end -}}
+{{- include "kserve-llamacpp.validate.labels" (list "proxy.podLabels" .podLabels) -}}
 {{- include "kserve-llamacpp.validate.budget" (list "proxy" .podDisruptionBudget) -}}
 {{- include "kserve-llamacpp.validate.drain" (list "proxy" .terminationGracePeriodSeconds .config.drain_delay_seconds .config.grace_seconds "proxy.config.drain_delay_seconds and grace_seconds") -}}
+{{- end -}}
+
+{{/*
+Labels by which the chart finds its objects are its own: list PLACE LABELS.
+*/}}
+{{- define "kserve-llamacpp.validate.labels" -}}
+{{- $own := list "helm.sh/chart" "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/component" "app.kubernetes.io/version" "app.kubernetes.io/managed-by" -}}
+{{- range $key, $_ := index . 1 -}}
+{{- if has $key $own -}}
+{{- fail (printf "%s has %s, which the chart sets itself: leave it out." (index $ 0) $key) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 
 {{/*
