@@ -31,16 +31,23 @@ _USED = {
 }
 # Those of no base: users add them in overlays of their own.
 COMPONENTS = [folder for folder, _ in _kustomizations("Component") if folder not in _USED]
+# Root fills new volumes (docs/kubernetes.md): the one pod that the restricted profile refuses.
+_WITH_ROOT = MANIFESTS / "kserve" / "model-volume"
 
 
 def _name_of(folder: Path) -> str:
     return str(folder.relative_to(MANIFESTS))
 
 
-@pytest.mark.parametrize("base", BASES, ids=_name_of)
+@pytest.mark.parametrize("base", [base for base in BASES if base != _WITH_ROOT], ids=_name_of)
 def test_base(cluster: Cluster, namespace: str, base: Path) -> None:
-    """A server-side dry run of it passes."""
+    """A server-side dry run of it passes, under the restricted profile."""
     _dry_run(cluster, namespace, base)
+
+
+def test_base_with_root(cluster: Cluster) -> None:
+    """The base with a pod of root passes where no profile is enforced."""
+    _dry_run(cluster, "default", _WITH_ROOT)
 
 
 @pytest.mark.parametrize("component", COMPONENTS, ids=_name_of)
