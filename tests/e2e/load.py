@@ -18,6 +18,7 @@ import aiohttp
 STOP = Path("/tmp/stop")  # noqa: S108  # of a pod of its own
 MESSAGES = [{"role": "user", "content": "Tell me a story about a fox."}]
 MAX_FAILURES = 20
+START_SECONDS = 60
 
 
 async def stream(session: aiohttp.ClientSession, url: str, body: dict[str, object]) -> str | None:
@@ -35,6 +36,19 @@ async def stream(session: aiohttp.ClientSession, url: str, body: dict[str, objec
     if not events or events[-1] != "[DONE]":
         return f"the stream ended without [DONE], after {len(events)} events"
     return None
+
+
+async def wait_for_service(session: aiohttp.ClientSession, url: str) -> None:
+    """Wait until the Service leads somewhere: it does a moment after its first pod is ready."""
+    async with asyncio.timeout(START_SECONDS):
+        while True:
+            try:
+                async with session.get(f"{url}/v1/models") as answer:
+                    if answer.status == 200:
+                        return
+            except (aiohttp.ClientError, OSError):
+                pass
+            await asyncio.sleep(0.2)
 
 
 async def run(environ: dict[str, str]) -> None:
@@ -75,6 +89,7 @@ async def run(environ: dict[str, str]) -> None:
             timeout=timeout, connector=aiohttp.TCPConnector(force_close=True)
         ) as closing,
     ):
+        await wait_for_service(closing, environ["URL"])
         # Every other client keeps its connection; the others are routed anew each time.
         sessions = [keeping, closing] * int(environ["NUM_CLIENTS"])
         clients = [
