@@ -19,11 +19,9 @@ from openai_protocol.errors import (
 )
 from openai_protocol.responses import model_list
 from openai_proxy import __version__
-from openai_proxy.dialects.base import AnswerHead
 from openai_proxy.dialects.openai import invalid_response
 from openai_proxy.exchange import exchange_of
-from openai_proxy.routing.endpoints import Endpoint
-from openai_proxy.routing.retry import with_one_retry
+from openai_proxy.routing.retry import read
 from openai_proxy.routing.router import Router
 from openai_proxy.routing.upstream import Upstream
 
@@ -66,12 +64,7 @@ async def _ask(
 ) -> dict[str, Any]:
     exchange = exchange_of(request.scope)
     exchange.route = request.scope["route"].path
-
-    async def attempt(endpoint: Endpoint) -> tuple[AnswerHead, bytes]:
-        async with upstream.get(endpoint, path, TIMEOUT_SECONDS, exchange.request_id) as answer:
-            return answer.head, await answer.body()
-
-    head, body = await with_one_retry(upstream, attempt)
+    head, body = await read(upstream, path, TIMEOUT_SECONDS, exchange.request_id)
     if head.status == 404 and model is not None:
         raise model_not_found(model)
     if head.status != 200:

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pydantic_core import from_json
 
 from openai_protocol.errors import ApiError
-from openai_proxy.dialects.base import AnswerHead
-from openai_proxy.routing.endpoints import Endpoint
-from openai_proxy.routing.retry import with_one_retry
+from openai_proxy.routing.retry import read
 from openai_proxy.routing.upstream import Upstream
 
 PROBE_TIMEOUT_SECONDS = 5.0
@@ -78,13 +76,8 @@ class Probe:
 
 async def look_at(upstream: Upstream) -> Readiness:
     """Ask an upstream for its models; an upstream without such a list is ready if it answers."""
-
-    async def attempt(endpoint: Endpoint) -> tuple[AnswerHead, bytes]:
-        async with upstream.get(endpoint, "/models", PROBE_TIMEOUT_SECONDS) as answer:
-            return answer.head, await answer.body()
-
     try:
-        head, body = await with_one_retry(upstream, attempt)
+        head, body = await read(upstream, "/models", PROBE_TIMEOUT_SECONDS)
     except ApiError as error:
         return Readiness(reason=str(error.code))
     if head.status in _NO_SUCH_LIST:

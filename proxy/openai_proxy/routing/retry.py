@@ -8,7 +8,7 @@ from typing import TypeVar
 import structlog
 
 from openai_protocol.errors import ApiError, ErrorCode
-from openai_proxy.dialects.base import PassedError
+from openai_proxy.dialects.base import AnswerHead, PassedError
 from openai_proxy.routing.endpoints import Endpoint
 from openai_proxy.routing.upstream import Upstream
 
@@ -39,3 +39,15 @@ async def with_one_retry(
         log.debug("retrying", endpoint=endpoint.host, code=str(error.code))
     on_retry()
     return await attempt(await upstream.choose(endpoint))
+
+
+async def read(
+    upstream: Upstream, path: str, timeout_seconds: float, request_id: str = ""
+) -> tuple[AnswerHead, bytes]:
+    """Get a path, with one retry; return the answer's head and body. Raises ApiError."""
+
+    async def attempt(endpoint: Endpoint) -> tuple[AnswerHead, bytes]:
+        async with upstream.get(endpoint, path, timeout_seconds, request_id) as answer:
+            return answer.head, await answer.body()
+
+    return await with_one_retry(upstream, attempt)
