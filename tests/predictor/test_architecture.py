@@ -49,8 +49,8 @@ def _importers(package: Path, name: str) -> set[str]:
 
 
 def test_only_the_backend_imports_llama_cpp() -> None:
-    """llama.cpp is loaded by one module, of the engine's process."""
-    assert _importers(_PREDICTOR, "llama_cpp") == {"engine/backend.py"}
+    """llama.cpp is loaded by one module of the backend, in the engine's process."""
+    assert _importers(_PREDICTOR, "llama_cpp") == {"engine/backend/library.py"}
     assert _importers(_PROTOCOL, "llama_cpp") == set()
     assert _importers(_PROXY, "llama_cpp") == set()
 

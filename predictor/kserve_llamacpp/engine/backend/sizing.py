@@ -1,0 +1,63 @@
+"""How many cells the KV cache gets, beside the weights, in the memory that there is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kserve_llamacpp.engine.backend.library import LoadFailed
+
+_GIB = 1 << 30
+_RESERVE_BYTES = 256 << 20  # compute buffers (132 MiB for a 7B model), logits, Python
+_MIN_CTX = 512
+_DEFAULT_MAX_CTX = 16384
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What the weights and one cell take, in bytes; `available` is None where nothing bounds it."""
+
+    weights: int
+    per_cell: int
+    available: int | None
+
+    @property
+    def room(self) -> int | None:
+        """The bytes that are left for cells."""
+        if self.available is None:
+            return None
+        return self.available - self.weights - _RESERVE_BYTES
+
+
+def choose_n_ctx(asked: int, most_useful: int, memory: Memory) -> int:
+    """Return the number of cells: those asked for, or (0) as many as are useful and fit.
+
+    Raises LoadFailed, with the figures, when they do not fit.
+    """
+    room = memory.room
+    if asked:
+        if room is not None and asked * memory.per_cell > room:
+            raise _does_not_fit(asked, memory, room)
+        return asked
+    n_ctx = min(_DEFAULT_MAX_CTX, most_useful)
+    while room is not None and n_ctx * memory.per_cell > room:
+        n_ctx //= 2
+        if n_ctx < _MIN_CTX:
+            raise _does_not_fit(_MIN_CTX, memory, room)
+    return n_ctx
+
+
+def _does_not_fit(n_ctx: int, memory: Memory, room: int) -> LoadFailed:
+    weights = memory.weights / _GIB
+    cells = n_ctx * memory.per_cell / _GIB
+    available = (room + _RESERVE_BYTES) / _GIB + weights
+    fitting = max(0, room // memory.per_cell)
+    mend = (
+        f"lower --n_ctx to {fitting} or less, or give the container more memory"
+        if fitting >= _MIN_CTX
+        else "give the container more memory, or choose a smaller model or quantisation"
+    )
+    return LoadFailed(
+        "out_of_memory",
+        f"the model needs {weights:.2f} GiB for its weights and {cells:.2f} GiB for a KV cache "
+        f"of {n_ctx} tokens, but only {available:.2f} GiB are available: {mend}",
+    )
