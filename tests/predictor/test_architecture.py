@@ -21,6 +21,7 @@ _PROXY = _PROTOCOL.parents[1] / "proxy" / "openai_proxy"
 _PURE = (
     "engine/detokenizer.py",
     "engine/engine.py",
+    "engine/fair_queue.py",
     "engine/frames.py",
     "engine/sampling.py",
     "engine/scheduler.py",
