@@ -11,8 +11,8 @@ from collections.abc import Callable
 from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.registry import REGISTRY, CollectorRegistry
 
-from kserve_llamacpp.engine.client import EngineState
 from kserve_llamacpp.engine.frames import ModelFacts, Stats
+from kserve_llamacpp.engine.observers import EngineState
 
 _TTFT_BUCKETS = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75,
@@ -58,7 +58,10 @@ class EngineMetrics:
         gauge("vllm:num_requests_running", "Requests that are computed now.").set_function(
             num_running
         )
-        self._kv_usage = gauge("vllm:kv_cache_usage_perc", "Used part of the KV cache, 0 to 1.")
+        self._kv_usage = gauge(
+            "vllm:kv_cache_usage_perc",
+            "Part of the KV cache that running requests hold, 0 to 1; what is only cached is free.",
+        )
         self._ttft = histogram(
             "vllm:time_to_first_token_seconds", "From arrival to the first token.", _TTFT_BUCKETS
         )
@@ -71,9 +74,19 @@ class EngineMetrics:
         self._latency = histogram(
             "vllm:e2e_request_latency_seconds", "From arrival to the end.", _REQUEST_BUCKETS
         )
-        self._prompt_tokens = counter("vllm:prompt_tokens", "Tokens of prompts that were computed.")
+        self._prompt_tokens = counter(
+            "vllm:prompt_tokens", "Tokens of the prompts of requests that started, each once."
+        )
+        self._cached_tokens = counter(
+            "vllm:prompt_tokens_cached", "Those of them that a cache had when the request started."
+        )
+        self._prefill_tokens = counter(
+            "kserve_llamacpp:prefill_tokens",
+            "Tokens that were computed before a request's next one, after a preemption again.",
+        )
         self._generation_tokens = counter("vllm:generation_tokens", "Tokens that were generated.")
         self._preemptions = counter("vllm:num_preemptions", "Sequences that gave up their cells.")
+        self._cache = _CacheMetrics(counter, gauge)
         self._ended = Counter(
             "vllm:request_success",
             "Requests that ended, by finish reason (stop, length, abort, error).",
@@ -101,6 +114,7 @@ class EngineMetrics:
         self._ready.set(state is EngineState.READY)
         if state is EngineState.RESTARTING:
             self._kv_usage.set(0)
+            self._cache.lost()
 
     def loading(self, fraction: float) -> None:
         """So much of the model is loaded, 0 to 1."""
@@ -114,12 +128,15 @@ class EngineMetrics:
         """The engine finished a step."""
         self._kv_usage.set(stats.cells_used / stats.cells_total)
         self._steps.inc(stats.steps)
-        self._prompt_tokens.inc(stats.prefill_tokens)
+        self._prefill_tokens.inc(stats.prefill_tokens)
         self._preemptions.inc(stats.preemptions)
+        self._cache.stepped(stats)
 
-    def request_started(self, queue_seconds: float) -> None:
-        """A request left the queue."""
+    def request_started(self, queue_seconds: float, prompt_tokens: int, cached_tokens: int) -> None:
+        """A request left the queue, for the first time."""
         self._queue_time.observe(queue_seconds)
+        self._prompt_tokens.inc(prompt_tokens)
+        self._cached_tokens.inc(cached_tokens)
 
     def first_token(self, seconds: float) -> None:
         """A request got its first token."""
@@ -135,3 +152,39 @@ class EngineMetrics:
         """A request ended."""
         self._latency.observe(seconds)
         self._ended.labels(self._model_name, reason).inc()
+
+
+class _CacheMetrics:
+    """The prefix cache's part of the metrics; owner: EngineMetrics."""
+
+    def __init__(
+        self, counter: Callable[[str, str], Counter], gauge: Callable[[str, str], Gauge]
+    ) -> None:
+        self._queries = counter("vllm:prefix_cache_queries", "Tokens that the cache was asked for.")
+        self._hits = counter("vllm:prefix_cache_hits", "Tokens that it had.")
+        self._host_hits = counter(
+            "kserve_llamacpp:host_cache_hits", "Those of them that came back from host memory."
+        )
+        self._evictions = counter(
+            "kserve_llamacpp:cache_evictions", "Tokens that the cache gave up for others."
+        )
+        self._cells = gauge(
+            "kserve_llamacpp:kv_cache_cached_cells", "Cells of the KV cache that only it holds."
+        )
+        self._host_bytes = gauge(
+            "kserve_llamacpp:host_cache_bytes", "Size of the part that is in host memory."
+        )
+
+    def stepped(self, stats: Stats) -> None:
+        """The engine finished a step."""
+        self._queries.inc(stats.cache_queries)
+        self._hits.inc(stats.cache_hits)
+        self._host_hits.inc(stats.host_cache_hits)
+        self._evictions.inc(stats.cache_evictions)
+        self._cells.set(stats.cells_cached)
+        self._host_bytes.set(stats.host_cache_bytes)
+
+    def lost(self) -> None:
+        """The engine's process has ended, and its caches with it."""
+        self._cells.set(0)
+        self._host_bytes.set(0)

@@ -10,9 +10,10 @@ import structlog
 from kserve_llamacpp.chat.prompt import chat_request, completion_requests
 from kserve_llamacpp.chat.template import ChatTemplate
 from kserve_llamacpp.config import Config
-from kserve_llamacpp.engine.client import EngineClient, EngineState
+from kserve_llamacpp.engine.client import EngineClient
 from kserve_llamacpp.engine.frames import ModelFacts
 from kserve_llamacpp.engine.generation import Generation
+from kserve_llamacpp.engine.observers import EngineState
 from kserve_llamacpp.engine.process import EngineProcess, RestartPolicy, Restarts, worker_command
 from kserve_llamacpp.engine.worker_options import WorkerOptions
 from kserve_llamacpp.errors import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from kserve_llamacpp.engine.client import EngineClient, EngineState
+from kserve_llamacpp.engine.client import EngineClient
 from kserve_llamacpp.engine.frames import (
     Cancel,
     Command,
@@ -21,6 +21,7 @@ from kserve_llamacpp.engine.frames import (
     Submit,
 )
 from kserve_llamacpp.engine.generation import Delta, Generation, Request
+from kserve_llamacpp.engine.observers import EngineState
 from kserve_llamacpp.engine.process import RestartPolicy, Restarts
 
 FACTS = ModelFacts(
@@ -98,6 +99,7 @@ class Observations:
         self.deaths: list[int | None] = []
         self.steps: list[Stats] = []
         self.queue_times: list[float] = []
+        self.prompt_tokens: list[tuple[int, int]] = []
         self.first_tokens: list[float] = []
         self.next_tokens: list[float] = []
         self.ends: list[tuple[str, float]] = []
@@ -114,8 +116,9 @@ class Observations:
     def stepped(self, stats: Stats) -> None:
         self.steps.append(stats)
 
-    def request_started(self, queue_seconds: float) -> None:
+    def request_started(self, queue_seconds: float, prompt_tokens: int, cached_tokens: int) -> None:
         self.queue_times.append(queue_seconds)
+        self.prompt_tokens.append((prompt_tokens, cached_tokens))
 
     def first_token(self, seconds: float) -> None:
         self.first_tokens.append(seconds)

@@ -6,8 +6,8 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from kserve_llamacpp.engine.client import EngineState
 from kserve_llamacpp.engine.frames import Stats
+from kserve_llamacpp.engine.observers import EngineState
 from kserve_llamacpp.metrics import EngineMetrics
 from tests.predictor.fake_process import FACTS
 
@@ -102,12 +102,55 @@ def test_the_engines_deltas_add_up() -> None:
                 prefill_tokens=7,
                 decode_tokens=2,
                 preemptions=1,
+                cache_queries=20,
+                cache_hits=9,
+                host_cache_hits=4,
+                cache_evictions=5,
             )
         )
 
     assert scrape.value("kserve_llamacpp:engine_steps_total") == 2
-    assert scrape.value("vllm:prompt_tokens_total") == 14
+    assert scrape.value("kserve_llamacpp:prefill_tokens_total") == 14
     assert scrape.value("vllm:num_preemptions_total") == 2
+    assert scrape.value("vllm:prefix_cache_queries_total") == 40
+    assert scrape.value("vllm:prefix_cache_hits_total") == 18
+    assert scrape.value("kserve_llamacpp:host_cache_hits_total") == 8
+    assert scrape.value("kserve_llamacpp:cache_evictions_total") == 10
+
+
+def test_a_prompt_counts_once() -> None:
+    """A prompt's tokens count when its request starts, cached or not, and not as they are computed.
+
+    What is computed again after a preemption is the prompt's no second time.
+    """
+    scrape = _Scrape()
+    scrape.metrics.request_started(0.5, prompt_tokens=10, cached_tokens=4)
+    for _ in range(2):
+        scrape.metrics.stepped(
+            Stats(running=1, waiting=0, cells_used=1, cells_total=64, prefill_tokens=6)
+        )
+
+    assert scrape.value("vllm:prompt_tokens_total") == 10
+    assert scrape.value("vllm:prompt_tokens_cached_total") == 4
+    assert scrape.value("kserve_llamacpp:prefill_tokens_total") == 12
+
+
+def test_the_caches_contents_are_gauges_that_an_engines_end_empties() -> None:
+    """What the caches hold is told as it is now; with the engine's process both tiers are gone."""
+    scrape = _Scrape()
+    scrape.metrics.stepped(
+        Stats(
+            running=0, waiting=0, cells_used=0, cells_total=64, cells_cached=48, host_cache_bytes=99
+        )
+    )
+    assert scrape.value("vllm:kv_cache_usage_perc") == 0
+    assert scrape.value("kserve_llamacpp:kv_cache_cached_cells") == 48
+    assert scrape.value("kserve_llamacpp:host_cache_bytes") == 99
+
+    scrape.metrics.state_changed(EngineState.RESTARTING)
+
+    assert scrape.value("kserve_llamacpp:kv_cache_cached_cells") == 0
+    assert scrape.value("kserve_llamacpp:host_cache_bytes") == 0
 
 
 def test_tokens_and_their_times_are_observed() -> None:
@@ -128,7 +171,7 @@ def test_tokens_and_their_times_are_observed() -> None:
 def test_ends_are_counted_by_reason(reason: str) -> None:
     """Each end counts once, under its reason, with the time of the whole request."""
     scrape = _Scrape()
-    scrape.metrics.request_started(0.5)
+    scrape.metrics.request_started(0.5, prompt_tokens=3, cached_tokens=0)
     scrape.metrics.request_ended(reason, 2.0)
 
     assert scrape.value("vllm:request_success_total", finished_reason=reason) == 1

@@ -7,8 +7,6 @@ import signal
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from enum import Enum
-from typing import Protocol
 
 import structlog
 
@@ -22,11 +20,11 @@ from kserve_llamacpp.engine.frames import (
     Rejected,
     Report,
     Started,
-    Stats,
     Step,
     Submit,
 )
 from kserve_llamacpp.engine.generation import Generation, Request
+from kserve_llamacpp.engine.observers import EngineObserver, EngineState, RequestObserver
 from kserve_llamacpp.engine.process import EngineProcess, Restarts
 from openai_protocol.errors import (
     ApiError,
@@ -48,48 +46,6 @@ _REJECTIONS = {
     "empty_prompt": ErrorCode.EMPTY_PROMPT,
     "token_out_of_range": ErrorCode.INVALID_VALUE,
 }
-
-
-class EngineState(Enum):
-    """Where the engine's process stands; only READY answers."""
-
-    LOADING = "loading"
-    READY = "ready"
-    RESTARTING = "restarting"
-    FAILED = "failed"
-    STOPPED = "stopped"
-
-
-class EngineObserver(Protocol):
-    """Is told how the engine's process fares; must not block nor raise."""
-
-    def state_changed(self, state: EngineState) -> None:
-        """The engine's process has changed its state."""
-
-    def loading(self, fraction: float) -> None:
-        """So much of the model is loaded, 0 to 1."""
-
-    def engine_died(self, exit_status: int | None) -> None:
-        """The engine's process ended by itself."""
-
-
-class RequestObserver(Protocol):
-    """Is told how requests fare, at every step; must not block nor raise."""
-
-    def stepped(self, stats: Stats) -> None:
-        """The engine finished a step."""
-
-    def request_started(self, queue_seconds: float) -> None:
-        """A request left the queue."""
-
-    def first_token(self, seconds: float) -> None:
-        """A request got its first token, so long after it came."""
-
-    def next_token(self, seconds: float) -> None:
-        """A request got a later token, so long after the one before."""
-
-    def request_ended(self, reason: str, seconds: float) -> None:
-        """A request ended: `stop`, `length`, `abort` or `error`."""
 
 
 class EngineClient:
@@ -336,10 +292,11 @@ class EngineClient:
         if generation is None:  # cancelled meanwhile
             return
         match event:
-            case Started(prompt_tokens=prompt_tokens):
+            case Started(prompt_tokens=prompt_tokens, cached_tokens=cached_tokens):
                 if generation.prompt_tokens is None:  # else: started again after a death
-                    self._requests.request_started(self._now() - generation.came_at)
-                    generation.put_started(prompt_tokens)
+                    waited = self._now() - generation.came_at
+                    self._requests.request_started(waited, prompt_tokens, cached_tokens)
+                    generation.put_started(prompt_tokens, cached_tokens)
             case Output(finish_reason=finish_reason):
                 self._observe_tokens(generation)
                 generation.put(event)

@@ -34,7 +34,11 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Submit(msgspec.Struct, tag=True, frozen=True, omit_defaults=True):
-    """Start a sequence; `resume` holds the tokens that an earlier engine has generated for it."""
+    """Start a sequence; `resume` holds the tokens that an earlier engine has generated for it.
+
+    `tenant` and `priority` (lower is earlier) order the queue; sequences share prefixes in the
+    cache only with those of the same `cache_salt`.
+    """
 
     id: int
     request_id: str
@@ -44,6 +48,9 @@ class Submit(msgspec.Struct, tag=True, frozen=True, omit_defaults=True):
     stops: list[str] = []
     resume: list[int] = []
     add_special: bool = True
+    tenant: str = ""
+    priority: int = 0
+    cache_salt: str = ""
 
 
 class Cancel(msgspec.Struct, tag=True, frozen=True):
@@ -90,10 +97,14 @@ class Fatal(msgspec.Struct, tag=True, frozen=True):
 
 
 class Started(msgspec.Struct, tag=True, frozen=True):
-    """A sequence has left the queue; `prompt_tokens` counts its prompt."""
+    """A sequence has left the queue; `prompt_tokens` counts its prompt.
+
+    `cached_tokens` of them were not computed, since a cache had them.
+    """
 
     id: int
     prompt_tokens: int
+    cached_tokens: int = 0
 
 
 class Output(msgspec.Struct, tag=True, frozen=True, omit_defaults=True):
@@ -113,8 +124,13 @@ class Rejected(msgspec.Struct, tag=True, frozen=True):
     message: str
 
 
-class Stats(msgspec.Struct, frozen=True):
-    """The engine's state after a step; counters are deltas since the last frame."""
+class Stats(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The engine's state after a step; counters are deltas since the last frame.
+
+    `cells_used` counts what running sequences hold, `cells_cached` what only the prefix cache
+    holds. `cache_queries`, `cache_hits`, `cache_evictions` and `host_cache_hits` count tokens;
+    `host_cache_hits` are those among `cache_hits` that came back from host memory.
+    """
 
     running: int
     waiting: int
@@ -124,6 +140,13 @@ class Stats(msgspec.Struct, frozen=True):
     prefill_tokens: int = 0
     decode_tokens: int = 0
     preemptions: int = 0
+    step_seconds: float = 0.0
+    cache_queries: int = 0
+    cache_hits: int = 0
+    cache_evictions: int = 0
+    host_cache_hits: int = 0
+    cells_cached: int = 0
+    host_cache_bytes: int = 0
 
 
 class Step(msgspec.Struct, tag=True, frozen=True):

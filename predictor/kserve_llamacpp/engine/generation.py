@@ -47,6 +47,7 @@ class Generation:
         self.came_at = came_at
         self.tokens: list[int] = []
         self.prompt_tokens: int | None = None
+        self.cached_tokens = 0  # of the prompt
         self.num_deaths = 0
         self.last_token_at: float | None = None
         self._pending: deque[Delta] = deque()
@@ -89,8 +90,9 @@ class Generation:
         self._changed.clear()
         await self._changed.wait()
 
-    def put_started(self, prompt_tokens: int) -> None:
-        """Take note that the engine has begun with the prompt."""
+    def put_started(self, prompt_tokens: int, cached_tokens: int = 0) -> None:
+        """Take note that the engine has begun with the prompt, of which a cache had a part."""
+        self.cached_tokens = cached_tokens
         self.prompt_tokens = prompt_tokens
         self._changed.set()
 

@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from pathlib import Path
 
 import msgspec
@@ -30,6 +31,7 @@ from kserve_llamacpp.engine.frames import (
     Output,
     Rejected,
     Report,
+    Step,
     Submit,
     decode_command,
     encode,
@@ -103,10 +105,13 @@ class Worker:
                     self._engine.submit(result)
                 else:
                     self._engine.reject(result)
+            began = time.monotonic()
             step = self._engine.step()
+            seconds = time.monotonic() - began
+            stats = msgspec.structs.replace(step.stats, step_seconds=seconds)
             for event in step.events:
                 self._note_end(event)
-            self._channel.send(step)
+            self._channel.send(Step(step.events, stats))
 
     def _apply(self, command: Command) -> None:
         match command:

@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from kserve_llamacpp.engine.client import EngineState
 from kserve_llamacpp.engine.frames import Loading, Rejected, SamplingParams, Step
 from kserve_llamacpp.engine.generation import Delta, Request
+from kserve_llamacpp.engine.observers import EngineState
 from openai_protocol.errors import ApiError, InvalidRequest, RateLimited, Unavailable
 from tests.predictor.fake_process import FACTS, STATS, ClientRun, read, read_deltas, settle
 

@@ -6,8 +6,8 @@ import signal
 
 import pytest
 
-from kserve_llamacpp.engine.client import EngineState
 from kserve_llamacpp.engine.frames import Fatal, Hello
+from kserve_llamacpp.engine.observers import EngineState
 from kserve_llamacpp.engine.process import RestartPolicy, Restarts
 from openai_protocol.errors import ApiError, Unavailable
 from tests.predictor.fake_process import FACTS, ClientRun, read, settle
@@ -47,6 +47,7 @@ async def test_a_resumed_request_repeats_nothing() -> None:
 
     assert await read(generation) == "abcde"
     assert len(run.seen.queue_times) == 1
+    assert run.seen.prompt_tokens == [(3, 0)]
     assert len(run.seen.first_tokens) == 1
     await run.client.stop()
 

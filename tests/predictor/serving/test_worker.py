@@ -62,6 +62,7 @@ def test_a_socket_with_a_high_number(model_path: Path) -> None:
         while len(tokens) < 3:
             report = next(reports)
             assert isinstance(report, Step)
+            assert not report.events or 0 < report.stats.step_seconds < 10
             tokens += [token for e in report.events if isinstance(e, Output) for token in e.tokens]
     assert worker.wait(10) == 0
 

@@ -1,0 +1,50 @@
+"""Who is told of what happens to the engine and to requests."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Protocol
+
+from kserve_llamacpp.engine.frames import Stats
+
+
+class EngineState(Enum):
+    """Where the engine's process stands; only READY answers."""
+
+    LOADING = "loading"
+    READY = "ready"
+    RESTARTING = "restarting"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+class EngineObserver(Protocol):
+    """Is told how the engine's process fares; must not block nor raise."""
+
+    def state_changed(self, state: EngineState) -> None:
+        """The engine's process has changed its state."""
+
+    def loading(self, fraction: float) -> None:
+        """So much of the model is loaded, 0 to 1."""
+
+    def engine_died(self, exit_status: int | None) -> None:
+        """The engine's process ended by itself."""
+
+
+class RequestObserver(Protocol):
+    """Is told how requests fare, at every step; must not block nor raise."""
+
+    def stepped(self, stats: Stats) -> None:
+        """The engine finished a step."""
+
+    def request_started(self, queue_seconds: float, prompt_tokens: int, cached_tokens: int) -> None:
+        """A request left the queue, for the first time; a cache had so much of its prompt."""
+
+    def first_token(self, seconds: float) -> None:
+        """A request got its first token, so long after it came."""
+
+    def next_token(self, seconds: float) -> None:
+        """A request got a later token, so long after the one before."""
+
+    def request_ended(self, reason: str, seconds: float) -> None:
+        """A request ended: `stop`, `length`, `abort` or `error`."""
