@@ -7,14 +7,16 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from kserve_llamacpp import cgroup
 from kserve_llamacpp.errors import ConfigurationError, ModelFileError
 from kserve_llamacpp.logging import LOG_FORMATS, LOG_LEVELS
 
 GGUF_MAGIC = b"GGUF"
+KV_CACHES = ("unified", "split")
 _LATER_PART = re.compile(r"-(?!00001-)\d{5}-of-\d{5}\.gguf$")  # of a model in several files
-MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ
+MAX_SEQUENCES = 128  # half of LLAMA_MAX_SEQ: the other ids are the prefix cache's
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,9 @@ class Config:
     n_threads: int
     n_gpu_layers: int
     max_sequences: int
+    kv_cache: Literal["unified", "split"]
+    host_cache_mib: int
+    target_step_ms: int
     max_waiting: int
     max_body_bytes: int
     max_engine_restarts: int
@@ -62,6 +67,26 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="Layers to offload, -1 for all. Without a GPU build it has no effect.",
     )
     add("--max_sequences", type=int, default=8, help="Requests that are decoded together.")
+    add(
+        "--kv_cache",
+        default="unified",
+        choices=KV_CACHES,
+        help="unified: all sequences share --n_ctx. split: each has its part of it to itself.",
+    )
+    add(
+        "--host_cache_mib",
+        type=int,
+        default=-1,
+        help="Host memory in MiB for prefixes that leave the KV cache. -1: a quarter of what is "
+        "left after loading, at most 1024. 0: none.",
+    )
+    add(
+        "--target_step_ms",
+        type=int,
+        default=200,
+        help="How long a step may take while answers are streamed: a long prompt is computed in "
+        "parts of this size.",
+    )
     add("--max_waiting", type=int, default=128, help="Requests that may wait; more get 429.")
     add("--max_body_bytes", type=int, default=8 << 20, help="Largest request body; more gets 413.")
     add(
@@ -100,7 +125,7 @@ def read_config(args: argparse.Namespace) -> Config:
             raise ConfigurationError(f"--{name} is {value}, but must be at least {least}")
     if args.max_sequences > MAX_SEQUENCES:
         raise ConfigurationError(
-            f"--max_sequences is {args.max_sequences}, but llama.cpp takes {MAX_SEQUENCES} at most"
+            f"--max_sequences is {args.max_sequences}, but must be at most {MAX_SEQUENCES}"
         )
     if not 0 <= args.http_port <= 65535:
         raise ConfigurationError(f"--http_port is {args.http_port}, but must be 0 to 65535")
@@ -129,6 +154,9 @@ def read_config(args: argparse.Namespace) -> Config:
         n_threads=args.n_threads or cgroup.num_cpus(),
         n_gpu_layers=args.n_gpu_layers,
         max_sequences=args.max_sequences,
+        kv_cache=args.kv_cache,
+        host_cache_mib=args.host_cache_mib,
+        target_step_ms=args.target_step_ms,
         max_waiting=args.max_waiting,
         max_body_bytes=args.max_body_bytes,
         max_engine_restarts=args.max_engine_restarts,
@@ -146,6 +174,8 @@ _LEAST = {
     "n_threads": 0,
     "n_gpu_layers": -1,
     "max_sequences": 1,
+    "host_cache_mib": -1,
+    "target_step_ms": 1,
     "max_waiting": 0,
     "max_body_bytes": 1,
     "max_engine_restarts": 0,

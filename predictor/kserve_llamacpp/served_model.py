@@ -27,7 +27,6 @@ from kserve_llamacpp.metrics import EngineMetrics
 from openai_protocol.errors import Unavailable
 from openai_protocol.requests import ChatCompletionRequest, CompletionRequest
 
-_PREFILL_TOKENS_BESIDE_DECODE = 64  # a prompt's share of a step in which others decode
 _STARTUP_ERRORS: dict[str, type[StartupError]] = {
     "model_file": ModelFileError,
     "out_of_memory": MemoryExceededError,
@@ -162,7 +161,9 @@ def _worker_options(config: Config) -> str:
         n_threads=config.n_threads,
         n_gpu_layers=config.n_gpu_layers,
         max_sequences=config.max_sequences,
-        prefill_tokens_beside_decode=_PREFILL_TOKENS_BESIDE_DECODE,
+        kv_cache=config.kv_cache,
+        host_cache_mib=config.host_cache_mib if config.host_cache_mib >= 0 else None,
+        target_step_ms=config.target_step_ms,
         log_level=config.log_level,
         log_format=resolve_format(config.log_format),
     )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from kserve_llamacpp.engine.cache.memory import KVCache
+from kserve_llamacpp.engine.cache.snapshots import SnapshotCache
 from kserve_llamacpp.engine.engine import Engine
+from kserve_llamacpp.engine.fair_queue import FairQueue
 from kserve_llamacpp.engine.frames import (
     Output,
     Rejected,
@@ -12,8 +15,23 @@ from kserve_llamacpp.engine.frames import (
     Step,
     Submit,
 )
-from kserve_llamacpp.engine.scheduler import Limits, Scheduler
+from kserve_llamacpp.engine.scheduler import Scheduler
+from kserve_llamacpp.engine.step_budget import StepBudget
 from tests.predictor.fake_backend import FakeBackend
+
+
+class FixedBudget(StepBudget):
+    """A budget that measures nothing: so many tokens a step, so many of prompts beside decode."""
+
+    def __init__(self, step_tokens: int, beside_decode: int) -> None:
+        super().__init__(1.0, step_tokens, 1.0)
+        self._step_tokens = step_tokens
+        self._beside_decode = beside_decode
+
+    def prefill_tokens(self, num_decoding: int) -> int:
+        """Return how many prompt tokens a step takes."""
+        budget = self._step_tokens - num_decoding
+        return min(budget, self._beside_decode) if num_decoding else budget
 
 
 class EngineRun:
@@ -26,14 +44,18 @@ class EngineRun:
         max_sequences: int = 4,
         step_tokens: int = 16,
         prefill_tokens_beside_decode: int = 4,
+        cache: KVCache | None = None,
     ) -> None:
+        """Without a `cache` nothing that was computed is kept."""
         self.backend = backend or FakeBackend(num_cells=num_cells)
-        self.scheduler = Scheduler(
-            Limits(num_cells, max_sequences, step_tokens, prefill_tokens_beside_decode)
-        )
-        self.engine = Engine(self.backend, self.scheduler)
+        self.cache = cache or SnapshotCache(self.backend.memory, num_cells, 0, can_cut=True)
+        self.scheduler = Scheduler(max_sequences, self.cache, FairQueue())
+        self.budget = FixedBudget(step_tokens, prefill_tokens_beside_decode)
+        self.now = 0.0
+        self.engine = Engine(self.backend, self.scheduler, self.budget, lambda: self.now)
         self.stats: list[Stats] = []
         self.started: list[int] = []
+        self.cached: dict[int, int] = {}
         self.outputs: dict[int, list[Output]] = {}
         self.rejections: dict[int, Rejected] = {}
         self._next_id = 1
@@ -45,6 +67,9 @@ class EngineRun:
         stops: list[str] | None = None,
         resume: list[int] | None = None,
         add_special: bool = False,
+        tenant: str = "",
+        priority: int = 0,
+        cache_salt: str = "",
     ) -> int:
         """Submit a request; return its id."""
         new_id = self._next_id
@@ -60,6 +85,9 @@ class EngineRun:
                 stops=stops or [],
                 resume=resume or [],
                 add_special=add_special,
+                tenant=tenant,
+                priority=priority,
+                cache_salt=cache_salt,
             )
         )
         return new_id
@@ -73,6 +101,7 @@ class EngineRun:
                 case Started(id=id):
                     assert id not in self.started, "started twice"
                     self.started.append(id)
+                    self.cached[id] = event.cached_tokens
                 case Output(id=id):
                     assert id in self.started, "output before the start"
                     assert not self.is_done(id), "output after the end"
@@ -100,7 +129,7 @@ class EngineRun:
     def check_integrity(self) -> None:
         """Check that the backend's cells are the scheduler's, each slot's and together."""
         self.scheduler.check_integrity()
-        assert self.backend.num_cells_used == self.scheduler.num_cells_used
+        assert self.backend.num_cells_used == self.scheduler.num_cells_used + self.cache.num_parked
         waiting_and_running = self.scheduler.num_waiting + self.scheduler.num_running
         assert self.backend.num_open_samplers == waiting_and_running
 
@@ -108,7 +137,7 @@ class EngineRun:
         """Check that nothing runs, waits or is held."""
         self.check_integrity()
         assert self.scheduler.num_running == self.scheduler.num_waiting == 0
-        assert self.backend.num_cells_used == self.backend.num_open_samplers == 0
+        assert self.scheduler.num_cells_used == self.backend.num_open_samplers == 0
 
     def text(self, id: int) -> str:
         """Return the text that a request got so far."""

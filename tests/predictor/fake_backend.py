@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection
 from kserve_llamacpp.engine.engine import KVCacheFull, LogitsNotFinite, Row
 from kserve_llamacpp.engine.frames import SamplingParams
 from kserve_llamacpp.engine.sampling import draw_seed
+from tests.predictor.fake_memory import FakeMemory
 
 # The tokens are the 256 bytes, one that ends a text, and one that begins it.
 END = 256
@@ -44,12 +45,16 @@ class FakeBackend:
         num_cells: int = 64,
         max_length: int | None = None,
         not_finite: Collection[str] = (),
+        max_mixed_rows: int = 1 << 20,
+        memory: FakeMemory | None = None,
     ) -> None:
+        """Without a `memory` it has one of slots that share nothing."""
         self.max_length = num_cells if max_length is None else max_length
+        self.max_mixed_rows = max_mixed_rows
+        self.memory = memory or FakeMemory(num_cells, num_slots=256)
         self.batches: list[list[Row]] = []
-        self.cells: dict[int, list[int]] = {}
-        self.drops: Counter[int] = Counter()
         self.faults: deque[Exception] = deque()
+        self.leave_behind = 0  # rows of a batch that are computed before it fails
         self.num_open_samplers = 0
         self._answer = answer
         self._num_cells = num_cells
@@ -57,9 +62,14 @@ class FakeBackend:
         self._outputs: dict[int, tuple[int, ...]] = {}
 
     @property
+    def drops(self) -> Counter[int]:
+        """How often each slot's cells were dropped."""
+        return self.memory.drops
+
+    @property
     def num_cells_used(self) -> int:
         """How many cells hold a token."""
-        return sum(len(tokens) for tokens in self.cells.values())
+        return self.memory.num_used
 
     def tokenize(self, text: str, add_special: bool) -> list[int]:
         """Return the text's bytes, after the begin token where it is wanted."""
@@ -77,27 +87,22 @@ class FakeBackend:
         """Put the rows into their slots' cells; raises the next fault, or KVCacheFull."""
         assert rows, "an empty batch"
         if self.faults:
+            for row in rows[: self.leave_behind]:
+                self.memory.write(row.slot, row.position, row.token)
             raise self.faults.popleft()
         if self.num_cells_used + len(rows) > self._num_cells:
             raise KVCacheFull
         self.batches.append(rows)
         self._outputs = {}
         for at, row in enumerate(rows):
-            tokens = self.cells.setdefault(row.slot, [])
-            assert row.position == len(tokens), "a row that does not follow its slot's cells"
-            tokens.append(row.token)
+            self.memory.write(row.slot, row.position, row.token)
             if row.is_output:
-                self._outputs[at] = tuple(tokens)
+                self._outputs[at] = tuple(self.memory.tokens(row.slot))
 
     def sampler(self, params: SamplingParams, prompt: list[int]) -> FakeSampler:
         """Make a sampler that draws from the batch computed last."""
         self.num_open_samplers += 1
         return FakeSampler(self, tuple(prompt))
-
-    def drop(self, slot: int) -> None:
-        """Free all cells of a slot."""
-        self.drops[slot] += 1
-        self.cells.pop(slot, None)
 
     def draw(self, row: int, prompt: tuple[int, ...], drawn: list[int]) -> int:
         """Return the next token after what row `row` has seen, which must be prompt and answer."""

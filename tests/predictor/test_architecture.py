@@ -19,6 +19,10 @@ _PROTOCOL = Path(openai_protocol.__file__).parent
 _PROXY = _PROTOCOL.parents[1] / "proxy" / "openai_proxy"
 # They compute over their arguments: no clock, no chance, no I/O of their own.
 _PURE = (
+    "engine/cache/costs.py",
+    "engine/cache/memory.py",
+    "engine/cache/radix.py",
+    "engine/cache/snapshots.py",
     "engine/detokenizer.py",
     "engine/engine.py",
     "engine/fair_queue.py",
@@ -26,6 +30,7 @@ _PURE = (
     "engine/sampling.py",
     "engine/scheduler.py",
     "engine/sequence.py",
+    "engine/step_budget.py",
 )
 _IMPURE = {"asyncio", "os", "random", "secrets", "socket", "subprocess", "threading", "time"}
 

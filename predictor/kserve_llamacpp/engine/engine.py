@@ -1,12 +1,14 @@
-"""The loop's body: schedule, decode, sample, emit. Pure over a `Backend`; no clock, no I/O."""
+"""The loop's body: schedule, decode, sample, emit. Pure over a `Backend` and a clock; no I/O."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
 
+from kserve_llamacpp.engine.cache.memory import CacheStats
 from kserve_llamacpp.engine.frames import (
     Event,
     FinishReason,
@@ -18,8 +20,9 @@ from kserve_llamacpp.engine.frames import (
     Step,
     Submit,
 )
-from kserve_llamacpp.engine.scheduler import Chunk, Scheduler
+from kserve_llamacpp.engine.scheduler import Chunk, Plan, Scheduler
 from kserve_llamacpp.engine.sequence import Sampler, Sequence
+from kserve_llamacpp.engine.step_budget import StepBudget
 
 
 class KVCacheFull(Exception):
@@ -27,7 +30,7 @@ class KVCacheFull(Exception):
 
 
 class DecodeFailed(Exception):
-    """A batch failed inside llama.cpp; the cache's contents are unknown."""
+    """A batch failed inside llama.cpp; a part of it may be in the cache, its logits are lost."""
 
 
 class PromptTooLong(Exception):
@@ -53,6 +56,7 @@ class Backend(Protocol):
 
     n_vocab: int
     max_length: int  # the most tokens that one sequence may have, prompt included
+    max_mixed_rows: int  # the largest batch in which decode and prefill are better off together
 
     def tokenize(self, text: str, add_special: bool) -> list[int]:
         """Return the token ids of a text; its special tokens are recognised.
@@ -77,10 +81,6 @@ class Backend(Protocol):
         """Make a sampler that draws from the batch computed last."""
         ...
 
-    def drop(self, slot: int) -> None:
-        """Free all cells of a slot."""
-        ...
-
 
 class Engine:
     """Runs sequences over one model; owner: the engine process, one thread.
@@ -88,9 +88,17 @@ class Engine:
     Invariant: between two calls, every event that happened has been returned.
     """
 
-    def __init__(self, backend: Backend, scheduler: Scheduler) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        scheduler: Scheduler,
+        budget: StepBudget,
+        clock: Callable[[], float],
+    ) -> None:
         self._backend = backend
         self._scheduler = scheduler
+        self._budget = budget
+        self._now = clock
         self._sequences: dict[int, Sequence] = {}
         self._events: list[Event] = []
         self._steps = 0
@@ -118,6 +126,9 @@ class Engine:
             sampling=request.sampling,
             stops=request.stops,
             resume=request.resume,
+            tenant=request.tenant,
+            priority=request.priority,
+            cache_salt=request.cache_salt,
         )
         sequence.sampler = self._backend.sampler(request.sampling, prompt)
         for token in request.resume:  # the text of these was sent by an earlier engine
@@ -162,15 +173,26 @@ class Engine:
 
         Raises DecodeFailed when the model is in an unknown state.
         """
-        chunks, preempted = self._scheduler.schedule()
-        for sequence in preempted:
-            self._preempt(sequence)
-        if chunks:
-            self._announce(chunks)
-            computed = self._decode(chunks)
-            self._emit(self._sample(computed))
-            self._steps += 1
+        scheduler = self._scheduler
+        plan = scheduler.schedule(self._budget.prefill_tokens(scheduler.num_decoding))
+        drawn: list[tuple[Sequence, int]] = []
+        for batch in self._batches(plan):
+            self._announce(batch)
+            drawn += self._compute(batch)
+        self._emit(drawn)
+        self._steps += bool(plan.decode or plan.prefill)
         return Step(events=self._take_events(), stats=self._take_stats())
+
+    def _batches(self, plan: Plan) -> list[list[Chunk]]:
+        """Return what is computed together.
+
+        Attention over many rows at once looks at every cell that any of them has: rows of decode
+        beside a long part of a prompt cost more than both apart.
+        """
+        num_rows = sum(chunk.count for chunk in [*plan.decode, *plan.prefill])
+        if num_rows <= self._backend.max_mixed_rows:
+            return [[*plan.decode, *plan.prefill]] if num_rows else []
+        return [batch for batch in (plan.decode, plan.prefill) if batch]
 
     def _token_limit(self, prompt: list[int], request: Submit) -> int:
         room = self._backend.max_length - len(prompt)
@@ -181,7 +203,38 @@ class Engine:
             sequence = chunk.sequence
             if not sequence.is_announced:
                 sequence.is_announced = True
-                self._events.append(Started(id=sequence.id, prompt_tokens=sequence.num_prompt))
+                cached = min(sequence.num_cached or 0, sequence.num_prompt)
+                self._events.append(
+                    Started(sequence.id, prompt_tokens=sequence.num_prompt, cached_tokens=cached)
+                )
+
+    def _compute(self, chunks: list[Chunk]) -> list[tuple[Sequence, int]]:
+        """Compute a batch and draw from it; what fails in company is tried again alone."""
+        chunks = [chunk for chunk in chunks if chunk.sequence.slot is not None]
+        try:
+            return self._sample(self._decode(chunks))
+        except DecodeFailed:
+            return self._compute_alone(chunks)
+
+    def _compute_alone(self, chunks: list[Chunk]) -> list[tuple[Sequence, int]]:
+        """After a failure: go back to where every sequence was, and try each by itself once.
+
+        What fails again fails alone; raises DecodeFailed when nothing succeeds.
+        """
+        chunks = [chunk for chunk in chunks if self._scheduler.roll_back(chunk.sequence)]
+        drawn: list[tuple[Sequence, int]] = []
+        failed: list[tuple[Sequence, DecodeFailed]] = []
+        for chunk in chunks:
+            try:
+                drawn += self._sample(self._decode([chunk]))
+            except DecodeFailed as error:
+                failed.append((chunk.sequence, error))
+        if failed and len(failed) == len(chunks):
+            raise failed[0][1]
+        for sequence, _ in failed:
+            self.reject(Rejected(sequence.id, "failed", "the model failed on this sequence"))
+            self._release(sequence, keep=False)
+        return drawn
 
     def _decode(self, chunks: list[Chunk]) -> list[tuple[Chunk, int]]:
         """Compute the chunks; return each that was computed with its last row in the batch."""
@@ -191,26 +244,26 @@ class Engine:
             for chunk in chunks:
                 rows += _rows(chunk)
                 ends.append((chunk, len(rows) - 1))
+            began = self._now()
             try:
                 self._backend.decode(rows)
             except KVCacheFull:
-                chunks = self._shrink(chunks)
+                chunks = self._make_room(chunks)
                 continue
+            num_decode = sum(chunk.sequence.is_decoding for chunk in chunks)
+            self._budget.observe(num_decode, len(rows) - num_decode, self._now() - began)
+            self._scheduler.cache.stepped(len(rows))
             return ends
         return []
 
-    def _shrink(self, chunks: list[Chunk]) -> list[Chunk]:
-        """Preempt the youngest sequence, because llama.cpp found less room than was counted."""
-        victim = self._scheduler.preempt_youngest()
+    def _make_room(self, chunks: list[Chunk]) -> list[Chunk]:
+        """Evict or preempt, because llama.cpp found less room than was counted."""
+        if self._scheduler.cache.evict(sum(chunk.count for chunk in chunks)) > 0:
+            return chunks
+        victim = self._scheduler.preempt()
         if victim is None:
             raise DecodeFailed("no cells for a sequence that is alone in the cache")
-        self._preempt(victim)
         return [chunk for chunk in chunks if chunk.sequence is not victim]
-
-    def _preempt(self, sequence: Sequence) -> None:
-        if sequence.slot is not None:
-            self._backend.drop(sequence.slot)
-        self._scheduler.requeue(sequence)
 
     def _sample(self, computed: list[tuple[Chunk, int]]) -> list[tuple[Sequence, int]]:
         """Draw a token for every sequence whose last token was computed."""
@@ -229,7 +282,7 @@ class Engine:
                 drawn.append((sequence, sequence.sampler.sample(row, sequence.num_generated)))
             except LogitsNotFinite:
                 self.reject(Rejected(sequence.id, "failed", "the model computed no finite logits"))
-                self._release(sequence)
+                self._release(sequence, keep=False)
         return drawn
 
     def _emit(self, drawn: list[tuple[Sequence, int]]) -> None:
@@ -252,10 +305,8 @@ class Engine:
             if reason is not None:
                 self._release(sequence)
 
-    def _release(self, sequence: Sequence) -> None:
-        slot = self._scheduler.finish(sequence)
-        if slot is not None:
-            self._backend.drop(slot)
+    def _release(self, sequence: Sequence, keep: bool = True) -> None:
+        self._scheduler.finish(sequence, keep)
         if sequence.sampler is not None:
             sequence.sampler.close()
             sequence.sampler = None
@@ -266,19 +317,26 @@ class Engine:
         return events
 
     def _take_stats(self) -> Stats:
-        scheduler = self._scheduler
+        scheduler, cache = self._scheduler, self._scheduler.cache
         stats = Stats(
             running=scheduler.num_running,
             waiting=scheduler.num_waiting,
             cells_used=scheduler.num_cells_used,
-            cells_total=scheduler.limits.num_cells,
+            cells_total=cache.num_cells,
             steps=self._steps,
             prefill_tokens=self._prefill_tokens,
             decode_tokens=self._decode_tokens,
             preemptions=scheduler.num_preemptions,
+            cache_queries=cache.stats.queries,
+            cache_hits=cache.stats.hits,
+            cache_evictions=cache.stats.evictions,
+            host_cache_hits=cache.stats.host_hits,
+            cells_cached=cache.num_parked,
+            host_cache_bytes=cache.host_bytes,
         )
         self._steps = self._prefill_tokens = self._decode_tokens = 0
         scheduler.num_preemptions = 0
+        cache.stats = CacheStats()
         return stats
 
 

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from kserve_llamacpp.engine.cache.memory import MIN_SHARED, KVCache, common_length
+from kserve_llamacpp.engine.fair_queue import FairQueue
 from kserve_llamacpp.engine.sequence import Sequence, State
 
-
-@dataclass(frozen=True)
-class Limits:
-    """What a step and the KV cache hold, in tokens, cells and sequences."""
-
-    num_cells: int
-    max_sequences: int
-    step_tokens: int
-    prefill_tokens_beside_decode: int
+_LOOKAHEAD = 64  # waiting sequences that are looked at, where some wait for another's prefix
 
 
 @dataclass(frozen=True)
@@ -31,19 +24,30 @@ class Chunk:
         return self.count == self.sequence.num_pending
 
 
-class Scheduler:
-    """Owns the queue, the slots and the count of cells.
+@dataclass(frozen=True)
+class Plan:
+    """What one step computes: a token of each decoding sequence, and parts of prompts."""
 
-    Decode first: every decoding sequence gets its token in every step; what is left of the budget
-    goes to prompts, in order of arrival. When cells run out, the youngest sequence goes back to
-    the head of the queue with its tokens.
+    decode: list[Chunk] = field(default_factory=list)
+    prefill: list[Chunk] = field(default_factory=list)
+
+
+class Scheduler:
+    """Owns the queue, the slots and the KV cache.
+
+    Decode first: every decoding sequence gets its token in every step; the rest of the step goes
+    to prompts, one after another, the one with the least left first, unless it has overtaken
+    another by as much as that one has left. When cells run out, first what nobody uses is evicted,
+    then the youngest sequence of the tenant that was served most goes back to the queue with its
+    tokens.
     """
 
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
-        self._waiting: deque[Sequence] = deque()
+    def __init__(self, max_sequences: int, cache: KVCache, queue: FairQueue[Sequence]) -> None:
+        self.cache = cache
+        self._max_sequences = max_sequences
+        self._waiting = queue
         self._running: list[Sequence] = []  # oldest first
-        self._free_slots = list(range(limits.max_sequences))[::-1]
+        self._free_slots = list(range(max_sequences))[::-1]
         self.num_preemptions = 0
 
     @property
@@ -57,9 +61,14 @@ class Scheduler:
         return len(self._running)
 
     @property
+    def num_decoding(self) -> int:
+        """How many sequences compute just the token that was drawn last."""
+        return sum(sequence.is_decoding for sequence in self._running)
+
+    @property
     def num_cells_used(self) -> int:
-        """How many cells of the KV cache hold a token."""
-        return sum(sequence.num_computed for sequence in self._running)
+        """How many cells running sequences use, shared ones counted once."""
+        return self.cache.num_locked + self._num_own_cells
 
     @property
     def has_work(self) -> bool:
@@ -67,107 +76,205 @@ class Scheduler:
         return bool(self._running or self._waiting)
 
     def add(self, sequence: Sequence) -> None:
-        """Put a new sequence at the end of the queue."""
-        self._waiting.append(sequence)
+        """Put a new sequence into the queue."""
+        self._waiting.add(sequence)
 
-    def schedule(self) -> tuple[list[Chunk], list[Sequence]]:
-        """Choose the next step's chunks; also return the sequences that were preempted for them.
-
-        A preempted sequence has given back its slot: its cells must be dropped by the caller,
-        who finds the slot in `sequence.slot` until it calls `requeue`.
-        """
-        preempted = self._make_room_for_decode()
-        if not preempted:
+    def schedule(self, prefill_tokens: int) -> Plan:
+        """Choose the next step's chunks, at most so many tokens of prompts."""
+        if not self._make_room_for_decode():
             self._admit()
-        chunks = [Chunk(s, 1) for s in self._running if s.is_decoding]
-        budget = self.limits.step_tokens - len(chunks)
-        if chunks:
-            budget = min(budget, self.limits.prefill_tokens_beside_decode)
-        free = self.limits.num_cells - self.num_cells_used - len(chunks)
-        for sequence in self._running:
-            count = min(budget, free, sequence.num_pending)
-            if sequence.is_decoding or count <= 0:
-                continue
-            chunks.append(Chunk(sequence, count))
-            budget -= count
-            free -= count
-        return chunks, preempted
+            self._make_room_for_decode()  # who begins with all of its prompt known decodes at once
+        return Plan(
+            decode=[Chunk(s, 1) for s in self._running if s.is_decoding],
+            prefill=self._prefill(prefill_tokens),
+        )
 
-    def preempt_youngest(self) -> Sequence | None:
-        """Take the youngest running sequence out, unless it is the only one."""
+    def preempt(self) -> Sequence | None:
+        """Put a running sequence back into the queue, unless it is the only one; return it."""
         if len(self._running) < 2:
             return None
-        self.num_preemptions += 1
-        return self._running.pop()
-
-    def requeue(self, sequence: Sequence) -> None:
-        """Put a preempted sequence, whose cells were dropped, at the head of the queue."""
-        self._give_back_slot(sequence)
-        sequence.num_computed = 0
-        sequence.state = State.WAITING
-        self._waiting.appendleft(sequence)
+        tenant = self._waiting.best_served({s.tenant for s in self._running})
+        victim = [s for s in self._running if s.tenant == tenant][-1]
+        self._preempt(victim)
+        return victim
 
     def computed(self, chunk: Chunk) -> None:
         """Take note that a chunk is in the KV cache."""
-        chunk.sequence.num_computed += chunk.count
+        sequence = chunk.sequence
+        if sequence.is_decoding:
+            self._waiting.charge(sequence.tenant, generated_tokens=1)
+        else:
+            self._waiting.charge(sequence.tenant, prompt_tokens=chunk.count)
+            for other in self._running:
+                if other is not sequence and not other.is_decoding:
+                    other.num_overtaken += chunk.count
+        sequence.num_computed += chunk.count
 
-    def finish(self, sequence: Sequence) -> int | None:
-        """Take a sequence out for good; return the slot whose cells must be dropped, if it had."""
+    def finish(self, sequence: Sequence, keep: bool = True) -> None:
+        """Take a sequence out for good; with `keep`, what it computed stays known to others."""
         if sequence.state is State.WAITING:
             self._waiting.remove(sequence)
         elif sequence.state is State.RUNNING:
+            self._give_back_slot(sequence, keep)
             self._running.remove(sequence)
-        slot = sequence.slot
-        self._give_back_slot(sequence)
-        sequence.num_computed = 0
         sequence.state = State.FINISHED
-        return slot
+
+    def roll_back(self, sequence: Sequence) -> bool:
+        """Take out what a failed batch may have left of a sequence; whether it can go on at once.
+
+        Where its memory cannot be cut, the sequence begins again from the queue.
+        """
+        if sequence.state is not State.RUNNING:
+            return False
+        if self.cache.roll_back(sequence):
+            return True
+        self._preempt(sequence, keep=False)
+        return False
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless every slot and cell is accounted for exactly once."""
-        used = [s.slot for s in self._running]
-        assert None not in used
-        assert sorted([*self._free_slots, *(slot for slot in used if slot is not None)]) == list(
-            range(self.limits.max_sequences)
-        )
-        assert 0 <= self.num_cells_used <= self.limits.num_cells
+        used = [s.slot for s in self._running if s.slot is not None]
+        assert len(used) == len(self._running)
+        assert sorted([*self._free_slots, *used]) == list(range(self._max_sequences))
+        assert self._num_free_cells >= 0
         assert all(s.state is State.RUNNING for s in self._running)
         assert all(s.num_computed < len(s.tokens) for s in self._running)
         for s in self._waiting:
             assert s.state is State.WAITING
             assert s.slot is None
-            assert s.num_computed == 0
+            assert s.num_computed == s.num_shared == 0
+        self._waiting.check_integrity()
+        self.cache.check_integrity(self._running)
 
-    def _make_room_for_decode(self) -> list[Sequence]:
-        """Preempt the youngest until every decoding sequence has a cell for its next token."""
-        preempted = []
-        while (
-            self.num_cells_used + sum(s.is_decoding for s in self._running) > self.limits.num_cells
-        ):
-            youngest = self.preempt_youngest()
-            if youngest is None:
+    # -- room ------------------------------------------------------------------------------------
+
+    @property
+    def _num_own_cells(self) -> int:
+        return sum(s.num_computed - s.num_shared for s in self._running)
+
+    @property
+    def _num_free_cells(self) -> int:
+        cache = self.cache
+        return cache.num_cells - cache.num_locked - cache.num_parked - self._num_own_cells
+
+    def _make_room_for_decode(self) -> bool:
+        """Evict, then preempt, until each decoding sequence has a cell; whether it came to that."""
+        has_preempted = False
+        while (missing := self.num_decoding - self._num_free_cells) > 0:
+            if self.cache.evict(missing) > 0:
+                continue
+            if self.preempt() is None:
                 break  # one sequence alone always fits: the engine bounds its length
-            preempted.append(youngest)
-        return preempted
+            has_preempted = True
+        return has_preempted
+
+    def _preempt(self, sequence: Sequence, keep: bool = True) -> None:
+        self.num_preemptions += 1
+        self._give_back_slot(sequence, keep)
+        self._running.remove(sequence)
+        sequence.state = State.WAITING
+        self._waiting.add_front(sequence)
+
+    def _give_back_slot(self, sequence: Sequence, keep: bool) -> None:
+        assert sequence.slot is not None
+        self.cache.leave(sequence, keep, self._num_free_cells)
+        self._free_slots.append(sequence.slot)
+        sequence.slot = None
+
+    # -- admission -------------------------------------------------------------------------------
 
     def _admit(self) -> None:
-        """Give slots to waiting sequences, as long as their tokens and one more fit beside others.
+        """Give slots to those that wait, as long as their tokens and one more fit beside others.
 
         What running prompts will still take is counted as taken, or two half-filled prompts could
-        block each other.
+        block each other. Who waits for another's prefix is passed over.
         """
-        taken = sum(len(s.tokens) + 1 for s in self._running)
-        while self._waiting and self._free_slots:
-            need = len(self._waiting[0].tokens) + 1
-            if self._running and taken + need > self.limits.num_cells:
-                break
-            sequence = self._waiting.popleft()
-            sequence.slot = self._free_slots.pop()
-            sequence.state = State.RUNNING
-            self._running.append(sequence)
-            taken += need
+        if not self._waiting:
+            return
+        self._free_a_slot()
+        if not self._free_slots:
+            return
+        for place, sequence in enumerate(list(self._waiting)):
+            if not self._free_slots or place >= _LOOKAHEAD:
+                return
+            if self._waits_for_another(sequence):
+                continue
+            if self._running and self._num_planned_cells(sequence) > self.cache.num_cells:
+                return
+            self._waiting.remove(sequence)
+            self._start(sequence)
 
-    def _give_back_slot(self, sequence: Sequence) -> None:
-        if sequence.slot is not None:
-            self._free_slots.append(sequence.slot)
-            sequence.slot = None
+    def _free_a_slot(self) -> None:
+        """Preempt for a tenant that has nothing running, from one that has several."""
+        head = self._waiting.head()
+        if self._free_slots or head is None:
+            return
+        tenants = [s.tenant for s in self._running]
+        if head.tenant in tenants:
+            return
+        richest = self._waiting.best_served(tenants)
+        if richest is not None and tenants.count(richest) > 1:
+            self._preempt([s for s in self._running if s.tenant == richest][-1])
+
+    def _start(self, sequence: Sequence) -> None:
+        sequence.slot = self._free_slots.pop()
+        sequence.state = State.RUNNING
+        self.cache.admit(sequence, self._num_free_cells)
+        self._running.append(sequence)
+        if sequence.num_cached is None:
+            sequence.num_cached = sequence.num_computed
+            self.cache.stats.queries += len(sequence.tokens)
+            self.cache.stats.hits += sequence.num_computed
+
+    def _num_planned_cells(self, sequence: Sequence) -> int:
+        """Return how many cells are taken when all that runs, and this one, have their tokens."""
+        running = sum(len(s.tokens) + 1 - s.num_shared for s in self._running)
+        own = len(sequence.tokens) + 1 - self.cache.known(sequence).in_use
+        return self.cache.num_locked + running + own
+
+    def _waits_for_another(self, sequence: Sequence) -> bool:
+        """Whether a running sequence is computing what this one begins with.
+
+        Where it has been computed, it is made known.
+        """
+        if not self.cache.can_publish:
+            return False
+        limit = len(sequence.tokens) - 1
+        known = self.cache.known(sequence).length
+        for other in self._running:
+            if other.cache_salt != sequence.cache_salt or other.num_shared > known:
+                continue
+            length = common_length(other.tokens, sequence.tokens, limit)
+            if length < known + MIN_SHARED:
+                continue
+            if other.num_computed < length:
+                return True
+            self.cache.publish(other, length, self._num_free_cells)
+            known = self.cache.known(sequence).length
+        return False
+
+    # -- prefill ---------------------------------------------------------------------------------
+
+    def _prefill(self, budget: int) -> list[Chunk]:
+        """Share a step's tokens among prompts: the least served tenant's first, the shorter first.
+
+        A prompt is overtaken by at most as many tokens as it has itself, and then goes first.
+        """
+        waiting = [s for s in self._running if not s.is_decoding]
+        if not waiting:
+            return []
+        service = {tenant: self._waiting.service(tenant) for tenant in {s.tenant for s in waiting}}
+        waiting.sort(key=lambda s: (service[s.tenant], s.num_pending - s.num_overtaken))
+        free = self._num_free_cells - self.num_decoding
+        chunks = []
+        for sequence in waiting:
+            count = min(budget, sequence.num_pending)
+            if count > free:
+                free += self.cache.evict(count - free)
+                count = min(count, free)
+            if count <= 0:
+                continue
+            chunks.append(Chunk(sequence, count))
+            budget -= count
+            free -= count
+        return chunks

@@ -37,7 +37,8 @@ class Sequence:
     """A request's tokens and progress; owner: the scheduler (state), the engine (text, sampler).
 
     Invariants: `tokens` is the prompt and then what was generated; `num_computed` of them are in
-    the KV cache, fewer than there are tokens; only a running sequence has a slot and cells.
+    the KV cache, fewer than there are tokens, and `num_shared` of these in cells that the cache
+    owns; only a running sequence has a slot and cells.
     """
 
     def __init__(
@@ -49,6 +50,9 @@ class Sequence:
         sampling: SamplingParams,
         stops: list[str],
         resume: list[int],
+        tenant: str = "",
+        priority: int = 0,
+        cache_salt: str = "",
     ) -> None:
         self.id = id
         self.request_id = request_id
@@ -62,6 +66,12 @@ class Sequence:
         self.state = State.WAITING
         self.slot: int | None = None
         self.num_computed = 0
+        self.num_shared = 0
+        self.num_cached: int | None = None  # tokens that it found in the cache when it was admitted
+        self.num_overtaken = 0  # other prompts' tokens that were computed while its own waited
+        self.tenant = tenant
+        self.priority = priority
+        self.cache_salt = cache_salt
         self.is_announced = False
 
     @property

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 
 class WorkerOptions(msgspec.Struct, frozen=True):
-    """All that the engine's process is told at its start."""
+    """All that the engine's process is told at its start; `host_cache_mib` None: as it fits."""
 
     model_path: str
     n_ctx: int
@@ -14,6 +16,8 @@ class WorkerOptions(msgspec.Struct, frozen=True):
     n_threads: int
     n_gpu_layers: int
     max_sequences: int
-    prefill_tokens_beside_decode: int
+    kv_cache: Literal["unified", "split"]
+    host_cache_mib: int | None
+    target_step_ms: int
     log_level: str
     log_format: str

@@ -11,7 +11,7 @@ def test_a_running_sequence_is_freed_before_the_next_batch() -> None:
     gone = run.submit("a" * 5)
     stays = run.submit("b")
     run.step()
-    slot = run.backend.batches[0][0].slot
+    slot = next(row.slot for row in run.backend.batches[0] if row.token == ord("a"))
 
     run.engine.cancel(gone)
 

@@ -77,21 +77,59 @@ def test_the_rest_of_a_full_batch_is_computed_in_the_same_step() -> None:
 
 
 def test_no_room_for_one_alone_is_a_failed_decode() -> None:
-    """A cache that has no room for a sequence alone is broken: the engine gives up."""
+    """A cache that has no room for a sequence alone, twice, is broken: the engine gives up."""
     run = EngineRun()
     run.submit("a")
-    run.backend.faults.append(KVCacheFull())
+    run.backend.faults += [KVCacheFull(), KVCacheFull()]
 
     with pytest.raises(DecodeFailed):
         run.step()
 
 
-def test_a_failed_decode_ends_the_engine() -> None:
-    """After a batch that failed inside llama.cpp nothing is known: the error goes to the worker."""
+def test_a_batch_that_fails_once_is_computed_one_by_one() -> None:
+    """After a failure each sequence is tried alone, from where it was; nobody notices."""
     run = EngineRun()
-    run.submit("a")
+    ids = [run.submit(prompt, max_tokens=5) for prompt in ("aaa", "bbb")]
     run.step()
     run.backend.faults.append(DecodeFailed("code -3"))
+    run.finish()
+
+    assert [run.text(one) for one in ids] == [_expected("aaa", 5), _expected("bbb", 5)]
+    assert not run.rejections
+
+
+def test_what_a_failed_batch_left_in_the_cache_is_taken_out() -> None:
+    """A part of the batch may have been computed before it failed: its cells are dropped."""
+    run = EngineRun()
+    one = run.submit("aaa", max_tokens=5)
+    run.step()
+    run.backend.leave_behind = 1
+    run.backend.faults.append(DecodeFailed("code -3"))
+    run.finish()
+
+    assert run.text(one) == _expected("aaa", 5)
+
+
+def test_a_sequence_that_fails_alone_fails_alone() -> None:
+    """Whoever fails in company and alone gets an error; the others get their tokens."""
+    run = EngineRun()
+    bad = run.submit("bad", max_tokens=5)
+    good = run.submit("good", max_tokens=5)
+    run.step()
+    run.backend.faults += [DecodeFailed("in company"), DecodeFailed("alone")]
+    run.finish()
+
+    assert run.rejections[bad].reason == "failed"
+    assert run.text(good) == _expected("good", 5)
+
+
+def test_a_model_on_which_everything_fails_ends_the_engine() -> None:
+    """When nothing can be computed any more, the error goes to the worker, which ends."""
+    run = EngineRun()
+    run.submit("a")
+    run.submit("b")
+    run.step()
+    run.backend.faults += [DecodeFailed("code -3")] * 3
 
     with pytest.raises(DecodeFailed, match="code -3"):
         run.step()

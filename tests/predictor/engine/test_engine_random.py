@@ -8,12 +8,19 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from kserve_llamacpp.engine.cache.costs import Costs
+from kserve_llamacpp.engine.cache.memory import KVCache
+from kserve_llamacpp.engine.cache.radix import RadixCache
+from kserve_llamacpp.engine.cache.snapshots import SnapshotCache
+from kserve_llamacpp.engine.engine import DecodeFailed
 from kserve_llamacpp.engine.sampling import draw_seed
 from tests.predictor.engine_run import EngineRun
 from tests.predictor.fake_backend import END, FakeBackend
+from tests.predictor.fake_memory import FakeMemory
 
 _MAX_LENGTH = 20
-_prompts = st.text(alphabet="xyz", min_size=1, max_size=14)
+_KINDS = ["radix", "split", "recurrent"]
+_prompts = st.text(alphabet="xy", min_size=1, max_size=14)
 _stops = st.lists(st.sampled_from(["ab", "c", "bbb"]), max_size=2)
 
 
@@ -54,22 +61,62 @@ class RandomOperations(RuleBasedStateMachine):
         max_sequences=st.integers(min_value=1, max_value=4),
         step_tokens=st.integers(min_value=4, max_value=16),
         beside=st.integers(min_value=1, max_value=8),
+        kind=st.sampled_from(_KINDS),
+        host_bytes=st.sampled_from([0, 400, 100_000]),
+        mixed_rows=st.sampled_from([1, 6, 100]),
     )
     def begin(
-        self, num_cells: int, num_missing: int, max_sequences: int, step_tokens: int, beside: int
+        self,
+        num_cells: int,
+        num_missing: int,
+        max_sequences: int,
+        step_tokens: int,
+        beside: int,
+        kind: str,
+        host_bytes: int,
+        mixed_rows: int,
     ) -> None:
         """Set up an engine whose backend may have fewer cells than the scheduler counts."""
+        num_real = max(_MAX_LENGTH, num_cells - num_missing)
+        num_ids = max_sequences + (6 if kind == "radix" else 0)
+        memory = FakeMemory(num_real, max_sequences, num_ids, can_cut=kind != "recurrent")
+        cache: KVCache
+        if kind == "radix":
+            cache = RadixCache(memory, num_cells, Costs(1e-6, 1e-6, 2e-5), host_bytes)
+        else:
+            cache = SnapshotCache(memory, num_cells, host_bytes, can_cut=kind == "split")
         backend = FakeBackend(
-            _answer, num_cells=max(_MAX_LENGTH, num_cells - num_missing), max_length=_MAX_LENGTH
+            _answer,
+            num_cells=num_real,
+            max_length=_MAX_LENGTH,
+            max_mixed_rows=mixed_rows,
+            memory=memory,
         )
-        self.run = EngineRun(backend, num_cells, max_sequences, step_tokens, beside)
+        self.run = EngineRun(backend, num_cells, max_sequences, step_tokens, beside, cache)
         self.asked: dict[int, _Asked] = {}
 
-    @rule(prompt=_prompts, max_tokens=st.none() | st.integers(1, 12), stops=_stops)
-    def submit(self, prompt: str, max_tokens: int | None, stops: list[str]) -> None:
+    @rule(
+        prompt=_prompts,
+        max_tokens=st.none() | st.integers(1, 12),
+        stops=_stops,
+        tenant=st.sampled_from(["", "a", "b"]),
+        salt=st.sampled_from(["", "", "s"]),
+    )
+    def submit(
+        self, prompt: str, max_tokens: int | None, stops: list[str], tenant: str, salt: str
+    ) -> None:
         """Someone asks."""
-        asked = _Asked(prompt, max_tokens, stops)
-        self.asked[self.run.submit(prompt, max_tokens=max_tokens, stops=stops)] = asked
+        one = self.run.submit(
+            prompt, max_tokens=max_tokens, stops=stops, tenant=tenant, cache_salt=salt
+        )
+        self.asked[one] = _Asked(prompt, max_tokens, stops)
+
+    @precondition(lambda self: not self.run.backend.faults)
+    @rule()
+    def fail(self) -> None:
+        """A batch fails inside llama.cpp, when a part of it was computed."""
+        self.run.backend.leave_behind = 2
+        self.run.backend.faults.append(DecodeFailed("code -3"))
 
     @precondition(lambda self: self.asked)
     @rule(data=st.data())
@@ -105,6 +152,6 @@ class RandomOperations(RuleBasedStateMachine):
 
 
 RandomOperations.TestCase.settings = settings(
-    deadline=None, max_examples=60, stateful_step_count=30
+    deadline=None, max_examples=100, stateful_step_count=30
 )
 TestRandomOperations = RandomOperations.TestCase

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from kserve_llamacpp.engine.cache.snapshots import SnapshotCache
+from kserve_llamacpp.engine.fair_queue import FairQueue
 from kserve_llamacpp.engine.frames import SamplingParams
-from kserve_llamacpp.engine.scheduler import Chunk, Limits, Scheduler
+from kserve_llamacpp.engine.scheduler import Chunk, Scheduler
 from kserve_llamacpp.engine.sequence import Sequence, State
+from tests.predictor.fake_memory import FakeMemory
 
 
 def _sequence(id: int, num_prompt: int) -> Sequence:
@@ -21,20 +24,24 @@ def _sequence(id: int, num_prompt: int) -> Sequence:
     )
 
 
-def _scheduler(
-    *lengths: int, cells: int = 100, slots: int = 4, step_tokens: int = 16, beside: int = 4
-) -> Scheduler:
-    scheduler = Scheduler(Limits(cells, slots, step_tokens, beside))
+def _scheduler(*lengths: int, cells: int = 100, slots: int = 4) -> Scheduler:
+    cache = SnapshotCache(FakeMemory(cells, slots), cells, 0, can_cut=True)
+    scheduler = Scheduler(slots, cache, FairQueue())
     for at, length in enumerate(lengths):
         scheduler.add(_sequence(at, length))
     return scheduler
 
 
-def _step(scheduler: Scheduler) -> list[tuple[int, int]]:
+def _plan(scheduler: Scheduler, step_tokens: int = 16, beside: int = 4) -> list[Chunk]:
+    """Let the scheduler plan a step of a fixed budget."""
+    budget = step_tokens - scheduler.num_decoding
+    plan = scheduler.schedule(min(budget, beside) if scheduler.num_decoding else budget)
+    return [*plan.decode, *plan.prefill]
+
+
+def _step(scheduler: Scheduler, step_tokens: int = 16, beside: int = 4) -> list[tuple[int, int]]:
     """Run a step as the engine does; return who computed how many tokens."""
-    chunks, preempted = scheduler.schedule()
-    for sequence in preempted:
-        scheduler.requeue(sequence)
+    chunks = _plan(scheduler, step_tokens, beside)
     drawing = [chunk.sequence for chunk in chunks if chunk.is_last]
     for chunk in chunks:
         scheduler.computed(chunk)
@@ -77,11 +84,11 @@ def test_a_prompt_beside_decoders_gets_its_bounded_share() -> None:
 
 def test_the_steps_budget_holds_for_decoders_and_prompts_together() -> None:
     """Decoding tokens count against the budget of a step before the share of prompts does."""
-    scheduler = _scheduler(1, 1, 1, step_tokens=5, beside=4)
+    scheduler = _scheduler(1, 1, 1)
     _step(scheduler)
     scheduler.add(_sequence(3, 10))
 
-    assert _step(scheduler) == [(0, 1), (1, 1), (2, 1), (3, 2)]
+    assert _step(scheduler, step_tokens=5) == [(0, 1), (1, 1), (2, 1), (3, 2)]
 
 
 def test_several_prompts_share_a_step_in_order_of_arrival() -> None:
@@ -93,11 +100,36 @@ def test_several_prompts_share_a_step_in_order_of_arrival() -> None:
     assert _step(scheduler) == [(0, 1), (1, 1), (2, 4)]
 
 
+def test_a_short_prompt_goes_before_a_long_one() -> None:
+    """The median of waiting is least when the prompt with the least left is computed first."""
+    scheduler = _scheduler(40)
+    _step(scheduler)
+    scheduler.add(_sequence(1, 6))
+
+    assert _step(scheduler) == [(1, 6), (0, 10)]
+
+
+def test_a_long_prompt_is_overtaken_by_its_own_length_at_most() -> None:
+    """However many short prompts come, a long one waits for as many tokens as it has itself."""
+    scheduler = _scheduler(30, cells=1000, slots=100)
+    overtaken = 0
+    for at in range(20):
+        scheduler.add(_sequence(at + 1, 8))
+        plan = scheduler.schedule(8)
+        if plan.prefill[0].sequence.id == 0:
+            break
+        for chunk in plan.prefill:
+            scheduler.computed(chunk)
+            chunk.sequence.tokens.append(0)
+            overtaken += chunk.count
+
+    assert 16 <= overtaken <= 30
+
+
 def test_slots_go_to_those_who_came_first() -> None:
     """With every slot taken the others wait, and the first of them gets the next free one."""
     scheduler = _scheduler(2, 2, 2, slots=1)
-    chunks, _ = scheduler.schedule()
-    (first,) = [chunk.sequence for chunk in chunks]
+    (first,) = [chunk.sequence for chunk in _plan(scheduler)]
     assert (first.id, scheduler.num_waiting) == (0, 2)
 
     scheduler.finish(first)
@@ -136,9 +168,9 @@ def test_what_running_prompts_will_still_take_is_taken() -> None:
 
 def test_one_that_fits_alone_is_admitted_alone() -> None:
     """A sequence as long as the cache is served when nothing else runs."""
-    scheduler = _scheduler(100, cells=100, step_tokens=100)
+    scheduler = _scheduler(100, cells=100)
 
-    assert _step(scheduler) == [(0, 100)]
+    assert _step(scheduler, step_tokens=100) == [(0, 100)]
 
 
 def test_the_youngest_gives_way_when_cells_run_out() -> None:
@@ -147,12 +179,11 @@ def test_the_youngest_gives_way_when_cells_run_out() -> None:
     _step(scheduler)
     _step(scheduler)
 
-    chunks, preempted = scheduler.schedule()
+    chunks = _plan(scheduler)
 
-    assert [sequence.id for sequence in preempted] == [1]
-    assert preempted[0].slot is not None, "the caller drops the cells of this slot"
     assert [chunk.sequence.id for chunk in chunks] == [0]
-    assert scheduler.num_preemptions == 1
+    assert (scheduler.num_preemptions, scheduler.num_waiting) == (1, 1)
+    scheduler.check_integrity()
 
 
 def test_preempted_sequences_come_back_in_their_order() -> None:
@@ -160,13 +191,10 @@ def test_preempted_sequences_come_back_in_their_order() -> None:
     scheduler = _scheduler(4, 4, 4, cells=15)
     _step(scheduler)
     _step(scheduler)
-    _, preempted = scheduler.schedule()
-    scheduler.requeue(preempted[0])
-    second = scheduler.preempt_youngest()
-    assert second is not None
-    scheduler.requeue(second)
+    _plan(scheduler)
+    assert scheduler.preempt() is not None
     scheduler.add(_sequence(9, 4))
-    oldest = scheduler.schedule()[0][0].sequence
+    oldest = _plan(scheduler)[0].sequence
 
     scheduler.finish(oldest)
 
@@ -178,7 +206,7 @@ def test_a_sequence_alone_is_never_preempted() -> None:
     scheduler = _scheduler(4)
     _step(scheduler)
 
-    assert scheduler.preempt_youngest() is None
+    assert scheduler.preempt() is None
     assert scheduler.num_running == 1
 
 
@@ -189,23 +217,24 @@ def test_a_step_that_preempts_admits_nobody() -> None:
     _step(scheduler)
     scheduler.add(_sequence(2, 1))
 
-    _, preempted = scheduler.schedule()
+    _plan(scheduler)
 
-    assert len(preempted) == 1
-    assert (scheduler.num_running, scheduler.num_waiting) == (1, 1)
+    assert scheduler.num_preemptions == 1
+    assert (scheduler.num_running, scheduler.num_waiting) == (1, 2)
 
 
 @pytest.mark.parametrize("num_steps", [0, 1, 3, 6])
 def test_finish_frees_everything_at_any_time(num_steps: int) -> None:
     """Waiting, prefilling or decoding: a finished sequence holds neither slot nor cells."""
-    scheduler = Scheduler(Limits(100, 1, 16, 4))
+    scheduler = _scheduler(slots=1)
     sequence = _sequence(0, 40)
     scheduler.add(sequence)
     for _ in range(num_steps):
         _step(scheduler)
-    slot = sequence.slot
 
-    assert scheduler.finish(sequence) == slot
+    scheduler.finish(sequence)
+
+    assert sequence.slot is None
     assert sequence.state is State.FINISHED
     assert not scheduler.has_work
     assert scheduler.num_cells_used == 0
@@ -216,7 +245,7 @@ def test_integrity_notices_a_lost_slot() -> None:
     """`check_integrity` fails when a slot is neither free nor used."""
     scheduler = _scheduler(4)
     _step(scheduler)
-    sequence = scheduler.schedule()[0][0].sequence
+    sequence = _plan(scheduler)[0].sequence
     sequence.slot = 3 if sequence.slot != 3 else 2
 
     with pytest.raises(AssertionError):
@@ -227,7 +256,7 @@ def test_integrity_notices_cells_over_the_limit() -> None:
     """`check_integrity` fails when more cells are used than there are."""
     scheduler = _scheduler(4, cells=10)
     _step(scheduler)
-    sequence = scheduler.schedule()[0][0].sequence
+    sequence = _plan(scheduler)[0].sequence
     sequence.tokens += [0] * 20
     scheduler.computed(Chunk(sequence, 7))
 

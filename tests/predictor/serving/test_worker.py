@@ -41,7 +41,9 @@ def test_a_socket_with_a_high_number(model_path: Path) -> None:
         n_threads=1,
         n_gpu_layers=0,
         max_sequences=1,
-        prefill_tokens_beside_decode=64,
+        kv_cache="unified",
+        host_cache_mib=None,
+        target_step_ms=200,
         log_level="warning",
         log_format="json",
     )

@@ -7,19 +7,26 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from kserve_llamacpp import cgroup
 from kserve_llamacpp.engine.backend.batch import Batch
 from kserve_llamacpp.engine.backend.library import LoadFailed, llama, start_library
+from kserve_llamacpp.engine.backend.memory import LlamaMemory
 from kserve_llamacpp.engine.backend.sampler import LlamaSampler
 from kserve_llamacpp.engine.backend.sizing import Memory, choose_n_ctx
 from kserve_llamacpp.engine.backend.vocabulary import Vocabulary
 from kserve_llamacpp.engine.backend.weights import Weights
+from kserve_llamacpp.engine.cache.costs import Costs
 from kserve_llamacpp.engine.engine import DecodeFailed, KVCacheFull, Row
 from kserve_llamacpp.engine.frames import ModelFacts, SamplingParams
 
 _BYTES_PER_VALUE = 2  # F16
+_TILED_ROWS = 64  # from so many rows on, attention on the CPU looks at all cells of 16 rows at once
+_PROBE_TOKENS = 16
+_PROBE_CELLS = 2048
+_PROBE_ROUNDS = 3
+_MAX_HOST_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -32,10 +39,15 @@ class LoadOptions:
     n_threads: int
     n_gpu_layers: int
     max_sequences: int
+    kv_cache: Literal["unified", "split"] = "unified"
 
 
 class LlamaBackend:
-    """One model and its context; owner: the engine process, one thread."""
+    """One model and its context; owner: the engine process, one thread.
+
+    `num_cells` is what all sequences together can have in the KV cache; `shares_cells` whether
+    they can share them; `can_cut` whether a sequence can go back to an earlier token.
+    """
 
     def __init__(
         self,
@@ -54,7 +66,10 @@ class LlamaBackend:
         available = cgroup.available_memory()
         self._weights = Weights(options.model_path, options.n_gpu_layers, on_progress)
         self._vocabulary = Vocabulary(self._weights.handle)
-        offloads = llama.llama_supports_gpu_offload() and options.n_gpu_layers != 0
+        offloads = bool(llama.llama_supports_gpu_offload()) and options.n_gpu_layers != 0
+        self.can_cut = not self._weights.is_recurrent
+        self.shares_cells = options.kv_cache == "unified" and self.can_cut
+        self.can_save_parts = not self._weights.has_window
         n_ctx = choose_n_ctx(
             options.n_ctx,
             self._weights.n_ctx_train * options.max_sequences,
@@ -65,10 +80,21 @@ class LlamaBackend:
             ),
         )
         self._context = self._make_context(n_ctx)
-        self._memory = llama.llama_get_memory(self._context)
+        self.memory = LlamaMemory(
+            self._context,
+            options.max_sequences,
+            can_park=self.shares_cells,
+            has_window=self._weights.has_window,
+        )
         self.n_vocab: int = self._vocabulary.size
-        self.n_ctx: int = llama.llama_n_ctx(self._context)
-        self.max_length: int = min(self.n_ctx, self._weights.n_ctx_train)
+        self.num_cells: int = llama.llama_n_ctx(self._context)
+        longest = llama.llama_n_ctx_seq(self._context)
+        self.max_length: int = min(longest, self._weights.n_ctx_train)
+        if not self._weights.has_cells:
+            self.num_cells = options.max_sequences * self.max_length
+        self.max_mixed_rows = options.n_batch
+        if not offloads:
+            self.max_mixed_rows = min(options.n_batch, _TILED_ROWS - 1)
         self._batch = Batch(options.n_batch)
 
     def tokenize(self, text: str, add_special: bool) -> list[int]:
@@ -101,9 +127,45 @@ class LlamaBackend:
             biases |= dict.fromkeys(self._vocabulary.end_tokens, -math.inf)
         return LlamaSampler(self._context, self.n_vocab, self.max_length, params, biases, prompt)
 
-    def drop(self, slot: int) -> None:
-        """Free all cells of a slot."""
-        llama.llama_memory_seq_rm(self._memory, slot, -1, -1)
+    def host_bytes(self) -> int:
+        """Return how much host memory may be used for what the KV cache gives up."""
+        left = cgroup.available_memory()
+        return _MAX_HOST_BYTES if left is None else min(_MAX_HOST_BYTES, left // 4)
+
+    def measure(self, clock: Callable[[], float]) -> Costs:
+        """Return what a token costs here; forgets all that is in memory. Also warms up.
+
+        Raises DecodeFailed or KVCacheFull.
+        """
+        rows = [Row(at % self.n_vocab, at, 0, False) for at in range(_PROBE_TOKENS)]
+        prefill = min(self._seconds(rows, clock) for _ in range(2)) / _PROBE_TOKENS
+        state = self.memory.save(0)
+        if state is None or not self.shares_cells:
+            self.memory.clear()
+            return Costs(0.0, 0.0, prefill)
+        row = [Row(0, _PROBE_TOKENS, 0, True)]
+        alone = min(self._seconds(row, clock) for _ in range(_PROBE_ROUNDS))
+        room = min(_PROBE_CELLS, self.num_cells // 2) // _PROBE_TOKENS
+        holders = range(self.memory.first_holder, self.memory.num_ids)[:room]
+        began = clock()
+        for holder in holders:
+            self.memory.restore(holder, state)
+        num_parked = _PROBE_TOKENS * len(holders)
+        restore = (clock() - began) / num_parked
+        beside = min(self._seconds(row, clock) for _ in range(_PROBE_ROUNDS))
+        self.memory.clear()
+        return Costs(max(0.0, beside - alone) / num_parked, restore, prefill)
+
+    def _seconds(self, rows: list[Row], clock: Callable[[], float]) -> float:
+        """Return how long it takes to compute rows of sequence 0, in place of what was there."""
+        if rows[0].position == 0:
+            self.memory.drop(0)
+        else:
+            self.memory.cut(0, rows[0].position)
+        began = clock()
+        self.decode(rows)
+        llama.llama_synchronize(self._context)
+        return clock() - began
 
     def facts(self) -> ModelFacts:
         """Return what the server must know of the model."""
@@ -113,7 +175,8 @@ class LlamaBackend:
         system = llama.llama_print_system_info().decode("utf-8", "replace")
         identity = (
             f"{options.model_path.name}/{weights.size_bytes}/{self.n_vocab}/{build}/"
-            f"{options.n_gpu_layers}/{options.n_threads}/{self.n_ctx}/{system}"
+            f"{options.n_gpu_layers}/{options.n_threads}/{self.num_cells}/{options.kv_cache}/"
+            f"{system}"
         )
         return ModelFacts(
             description=weights.description,
@@ -121,7 +184,7 @@ class LlamaBackend:
             num_parameters=weights.num_parameters,
             size_bytes=weights.size_bytes,
             n_vocab=self.n_vocab,
-            n_ctx=self.n_ctx,
+            n_ctx=self.num_cells,
             n_ctx_train=weights.n_ctx_train,
             max_sequences=options.max_sequences,
             chat_template=weights.chat_template,
@@ -136,10 +199,13 @@ class LlamaBackend:
         params = llama.llama_context_default_params()
         params.n_ctx = n_ctx
         params.n_batch = params.n_ubatch = options.n_batch
-        params.n_seq_max = options.max_sequences
-        params.n_outputs_max = options.max_sequences
+        # one more, where what is parked is saved by way of it
+        params.n_seq_max = options.max_sequences + self.shares_cells
+        params.n_outputs_max = (
+            params.n_seq_max
+        )  # the default reserves n_ubatch times the vocabulary
         params.n_threads = params.n_threads_batch = options.n_threads
-        params.kv_unified = True
+        params.kv_unified = options.kv_cache == "unified"
         context = llama.llama_init_from_model(self._weights.handle, params)
         if not context:
             raise LoadFailed(

@@ -30,6 +30,24 @@ class Weights:
         return self._meta("general.architecture") or "unknown"
 
     @property
+    def is_recurrent(self) -> bool:
+        """Whether a sequence has a state that cannot be cut, beside its cells or in their place."""
+        handle = self.handle
+        return bool(llama.llama_model_is_recurrent(handle) or llama.llama_model_is_hybrid(handle))
+
+    @property
+    def has_cells(self) -> bool:
+        """Whether tokens take cells: a recurrent state stays as large as it is."""
+        return not llama.llama_model_is_recurrent(self.handle) or bool(
+            llama.llama_model_is_hybrid(self.handle)
+        )
+
+    @property
+    def has_window(self) -> bool:
+        """Whether some layers look at the latest tokens only, so that older cells may be reused."""
+        return bool(llama.llama_model_n_swa(self.handle) > 0)
+
+    @property
     def description(self) -> str:
         """What llama.cpp calls the model."""
         buffer = ctypes.create_string_buffer(256)

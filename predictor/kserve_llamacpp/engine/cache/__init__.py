@@ -1,0 +1,1 @@
+"""The KV cache: whose cells are whose, and which prefixes stay known."""

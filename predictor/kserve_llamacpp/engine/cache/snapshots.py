@@ -1,0 +1,162 @@
+"""Whole sequences kept in host memory, for memories whose cells cannot be shared in parts.
+
+A split KV cache gives each slot cells of its own; a recurrent one has a state instead of cells. In
+both a prefix is brought back as a whole; the cells of a split cache can be cut behind it, a
+recurrent state cannot: it serves only those who begin with all of it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from kserve_llamacpp.engine.cache.memory import (
+    MIN_SHARED,
+    CacheStats,
+    Known,
+    Memory,
+    common_length,
+)
+from kserve_llamacpp.engine.sequence import Sequence
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """The memory of a sequence after `tokens`."""
+
+    tokens: list[int]
+    salt: str
+    state: bytearray
+
+
+class SnapshotCache:
+    """A `KVCache` that keeps what finished sequences computed; owner: the scheduler.
+
+    All cells are the running sequences' own: `num_locked` and `num_parked` are always 0.
+    """
+
+    num_locked = 0
+    num_parked = 0
+
+    def __init__(self, memory: Memory, num_cells: int, host_bytes: int, can_cut: bool) -> None:
+        """`host_bytes` bounds what is kept; `can_cut` tells whether a part of it can be used."""
+        self.num_cells = num_cells
+        self.stats = CacheStats()
+        self.can_publish = can_cut and host_bytes > 0
+        self._memory = memory
+        self._max_bytes = host_bytes
+        self._can_cut = can_cut
+        self._kept: OrderedDict[Snapshot, None] = OrderedDict()  # least used first
+        self._bytes = 0
+
+    @property
+    def host_bytes(self) -> int:
+        """How much the host tier holds."""
+        return self._bytes
+
+    def known(self, sequence: Sequence) -> Known:
+        """Return how many of a waiting sequence's tokens need not be computed."""
+        return Known(self._best(sequence)[1], 0)
+
+    def admit(self, sequence: Sequence, num_free: int) -> None:
+        """Give a sequence, which has got a slot, the longest prefix that is known."""
+        assert sequence.slot is not None
+        snapshot, length = self._best(sequence)
+        if snapshot is None or len(snapshot.tokens) > num_free:
+            return
+        self._kept.move_to_end(snapshot)
+        if not self._memory.restore(sequence.slot, snapshot.state):
+            self._memory.drop(sequence.slot)
+            return
+        if length < len(snapshot.tokens):
+            self._memory.cut(sequence.slot, length)
+        if not self._memory.holds(sequence.slot, length):
+            self._memory.drop(sequence.slot)
+            return
+        sequence.num_computed = length
+        self.stats.host_hits += length
+
+    def publish(self, sequence: Sequence, length: int, num_free: int) -> bool:
+        """Make the first `length` computed tokens of a running sequence known to others."""
+        assert length <= sequence.num_computed
+        if not self.can_publish or length < MIN_SHARED:
+            return False
+        return self._keep(sequence)
+
+    def leave(self, sequence: Sequence, keep: bool, num_free: int) -> None:
+        """Take a sequence's cells; with `keep`, what it computed stays known."""
+        assert sequence.slot is not None
+        if keep and sequence.num_computed >= MIN_SHARED:
+            self._keep(sequence)
+        self._memory.drop(sequence.slot)
+        sequence.num_computed = 0
+
+    def roll_back(self, sequence: Sequence) -> bool:
+        """Take from a running sequence what is behind its computed tokens; False: impossible."""
+        assert sequence.slot is not None
+        if self._can_cut:
+            self._memory.cut(sequence.slot, sequence.num_computed)
+        return self._can_cut
+
+    def evict(self, count: int) -> int:
+        """Free nothing: no cell is without a user."""
+        return 0
+
+    def stepped(self, num_rows: int) -> None:
+        """Take note that a step computed so many rows: nothing is parked beside them."""
+
+    def check_integrity(self, running: list[Sequence]) -> None:
+        """Raise AssertionError unless everything is accounted for exactly once."""
+        assert self._bytes == sum(len(snapshot.state) for snapshot in self._kept)
+        assert self._bytes <= self._max_bytes
+        assert all(sequence.num_shared == 0 for sequence in running)
+
+    def _best(self, sequence: Sequence) -> tuple[Snapshot | None, int]:
+        """Return what a sequence has most in common with, and how many tokens.
+
+        The last token is left out: it must be computed, or there were no logits to draw from.
+        """
+        best: Snapshot | None = None
+        longest = MIN_SHARED - 1
+        limit = len(sequence.tokens) - 1
+        for snapshot in self._kept:
+            if snapshot.salt != sequence.cache_salt:
+                continue
+            length = common_length(snapshot.tokens, sequence.tokens, limit)
+            if not self._can_cut and length < len(snapshot.tokens):
+                continue
+            if length > longest:
+                best, longest = snapshot, length
+        return best, longest if best is not None else 0
+
+    def _keep(self, sequence: Sequence) -> bool:
+        """Keep what a sequence computed, and drop what was used longest ago, or is part of it."""
+        assert sequence.slot is not None
+        tokens = sequence.tokens[: sequence.num_computed]
+        for snapshot in list(self._kept):
+            if snapshot.salt != sequence.cache_salt:
+                continue
+            length = common_length(snapshot.tokens, tokens)
+            if length == len(tokens) == len(snapshot.tokens):
+                self._kept.move_to_end(snapshot)
+                return True
+            if self._can_cut and length == len(tokens):
+                return True
+            if self._can_cut and length == len(snapshot.tokens):
+                self._forget(snapshot)
+        if self._max_bytes == 0:
+            return False
+        state = self._memory.save(sequence.slot)
+        if state is None or len(state) > self._max_bytes:
+            return False
+        while self._bytes + len(state) > self._max_bytes:
+            oldest = next(iter(self._kept))
+            self.stats.evictions += len(oldest.tokens)
+            self._forget(oldest)
+        self._kept[Snapshot(tokens, sequence.cache_salt, state)] = None
+        self._bytes += len(state)
+        return True
+
+    def _forget(self, snapshot: Snapshot) -> None:
+        del self._kept[snapshot]
+        self._bytes -= len(snapshot.state)

@@ -1,0 +1,46 @@
+"""How many prompt tokens a step computes, so that it stays near a target time."""
+
+from __future__ import annotations
+
+_MIN_TOKENS = 16  # fewer cost a step as much as they do
+_ALONE = 2.5  # a step that nobody waits for may take so many targets
+_LEAST_SHARE = 0.5  # of the time for decode that a step gives to prefill at least
+_WEIGHT = 0.2  # of a new measurement
+
+
+class StepBudget:
+    """Sizes prefill by what steps took; owner: the engine. Times are arguments, in seconds."""
+
+    def __init__(
+        self, target_seconds: float, max_tokens: int, prefill_token_seconds: float
+    ) -> None:
+        """`prefill_token_seconds` is a first guess, soon replaced by what is measured."""
+        self._target = target_seconds
+        self._max_tokens = max_tokens
+        self._prefill_token = prefill_token_seconds
+        self._decode_row: float | None = None
+
+    def prefill_tokens(self, num_decoding: int) -> int:
+        """Return how many prompt tokens fit into a step beside so many decoding sequences."""
+        decode = num_decoding * (self._decode_row or 0.0)
+        if num_decoding:
+            seconds = max(self._target - decode, _LEAST_SHARE * decode)
+        else:
+            seconds = _ALONE * self._target
+        tokens = int(seconds / max(self._prefill_token, 1e-9))
+        return min(max(tokens, _MIN_TOKENS), self._max_tokens - num_decoding)
+
+    def observe(self, num_decoding: int, num_prefill: int, seconds: float) -> None:
+        """Take note of what a batch took."""
+        if num_prefill == 0:
+            row = seconds / num_decoding
+            self._decode_row = _mixed(self._decode_row, row)
+        elif num_prefill >= _MIN_TOKENS:
+            own = seconds - num_decoding * (self._decode_row or 0.0)
+            # beside decode the time is shared by a guess: never take it for less than half
+            token = max(own, seconds / 2) / num_prefill
+            self._prefill_token = _mixed(self._prefill_token, token)
+
+
+def _mixed(old: float | None, new: float) -> float:
+    return new if old is None else old + _WEIGHT * (new - old)

@@ -1,0 +1,101 @@
+"""Whole sequences on the host: of split caches, which can be cut, and of recurrent memories."""
+
+from __future__ import annotations
+
+import pytest
+
+from kserve_llamacpp.engine.cache.snapshots import SnapshotCache
+from kserve_llamacpp.engine.engine import DecodeFailed
+from tests.predictor.engine_run import EngineRun
+from tests.predictor.fake_backend import FakeBackend, letters
+from tests.predictor.fake_memory import FakeMemory
+
+
+def _run(can_cut: bool, host_bytes: int = 1 << 20) -> EngineRun:
+    memory = FakeMemory(400, 4, can_cut=can_cut)
+    return EngineRun(
+        FakeBackend(num_cells=400, max_length=100, memory=memory),
+        400,
+        step_tokens=64,
+        prefill_tokens_beside_decode=32,
+        cache=SnapshotCache(memory, 400, host_bytes, can_cut),
+    )
+
+
+def _expected(prompt: str, count: int) -> str:
+    tokens = tuple(prompt.encode())
+    return "".join(chr(letters(tokens, at)) for at in range(count))
+
+
+@pytest.mark.parametrize(("can_cut", "cached"), [(True, 20), (False, 0)])
+def test_a_part_is_used_only_where_it_can_be_cut(can_cut: bool, cached: int) -> None:
+    """A common beginning is taken from a split cache; a recurrent state is of no use to it."""
+    run = _run(can_cut)
+    run.submit("x" * 20 + "abc", max_tokens=5)
+    run.finish()
+    other = run.submit("x" * 20 + "def", max_tokens=5)
+    run.finish()
+
+    assert run.cached[other] == cached
+    assert run.text(other) == _expected("x" * 20 + "def", 5)
+
+
+@pytest.mark.parametrize("can_cut", [True, False])
+def test_a_conversation_goes_on_from_its_whole_state(can_cut: bool) -> None:
+    """The next turn of a conversation begins with all that was computed in the one before."""
+    run = _run(can_cut)
+    first = run.submit("hello there", max_tokens=8)
+    run.finish()
+    history = "hello there" + run.text(first)
+    second = run.submit(history + " and then", max_tokens=4)
+    run.finish()
+
+    assert run.cached[second] == len(history) - 1
+    assert run.text(second) == _expected(history + " and then", 4)
+
+
+@pytest.mark.parametrize(("can_cut", "cached"), [(True, [0, 29, 29]), (False, [0, 0, 0])])
+def test_a_running_sequence_is_copied_where_that_is_possible(
+    can_cut: bool, cached: list[int]
+) -> None:
+    """Choices of one prompt prefill it once in a split cache, and each anew in a recurrent one."""
+    run = _run(can_cut)
+    ids = [run.submit("y" * 30, max_tokens=3) for _ in range(3)]
+    run.finish()
+
+    assert [run.cached[one] for one in ids] == cached
+
+
+def test_nothing_is_kept_without_host_memory() -> None:
+    """With a host tier of no bytes nothing is saved, and nobody waits for anything."""
+    run = _run(can_cut=True, host_bytes=0)
+    ids = [run.submit("y" * 30, max_tokens=3) for _ in range(2)]
+    run.finish()
+
+    assert [run.cached[one] for one in ids] == [0, 0]
+    assert run.cache.host_bytes == 0
+
+
+def test_the_oldest_snapshot_leaves_first() -> None:
+    """What is kept is bounded in bytes."""
+    run = _run(can_cut=True, host_bytes=900)
+    for letter in "abcdef":
+        run.submit(letter * 30, max_tokens=2)
+        run.finish()
+    oldest = run.submit("a" * 30, max_tokens=1)
+    newest = run.submit("f" * 30, max_tokens=1)
+    run.finish()
+
+    assert (run.cached[oldest], run.cached[newest]) == (0, 29)
+
+
+def test_a_failed_batch_sends_a_recurrent_sequence_back_to_its_beginning() -> None:
+    """A state that cannot be cut is dropped after a failure, and computed again."""
+    run = _run(can_cut=False)
+    one = run.submit("x" * 20, max_tokens=6)
+    run.steps(2)
+    run.backend.leave_behind = 1
+    run.backend.faults.append(DecodeFailed("code -3"))
+    run.finish()
+
+    assert run.text(one) == _expected("x" * 20, 6)
