@@ -36,6 +36,7 @@ class Config:
     host_cache_mib: int
     target_step_ms: int
     max_waiting: int
+    prefix_cache_per_tenant: bool
     max_body_bytes: int
     max_engine_restarts: int
     chat_template: str | None
@@ -88,6 +89,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "parts of this size.",
     )
     add("--max_waiting", type=int, default=128, help="Requests that may wait; more get 429.")
+    add(
+        "--prefix_cache_per_tenant",
+        action="store_true",
+        help="Share cached prefixes only inside a tenant (X-Tenant, user, or API key).",
+    )
     add("--max_body_bytes", type=int, default=8 << 20, help="Largest request body; more gets 413.")
     add(
         "--max_engine_restarts",
@@ -158,6 +164,7 @@ def read_config(args: argparse.Namespace) -> Config:
         host_cache_mib=args.host_cache_mib,
         target_step_ms=args.target_step_ms,
         max_waiting=args.max_waiting,
+        prefix_cache_per_tenant=args.prefix_cache_per_tenant,
         max_body_bytes=args.max_body_bytes,
         max_engine_restarts=args.max_engine_restarts,
         chat_template=_read_template(args.chat_template),

@@ -13,6 +13,7 @@ from kserve import InferRequest, Model
 from kserve_llamacpp.api.answer import collect
 from kserve_llamacpp.engine.generation import Generation
 from kserve_llamacpp.served_model import ServedModel
+from kserve_llamacpp.tenant import tenant_of
 from openai_protocol import responses
 from openai_protocol.errors import ErrorCode, InvalidRequest, NotFound
 from openai_protocol.requests import ChatCompletionRequest, CompletionRequest
@@ -65,11 +66,13 @@ class LlamaCppModel(Model):  # type: ignore[misc]  # kserve has no types
             _request(instance, parameters, at)
             for at, (instance, parameters) in enumerate(_instances(payload))
         ]
-        request_id = (headers or {}).get("x-request-id") or f"req-{uuid4().hex}"
+        headers = {name.lower(): value for name, value in (headers or {}).items()}
+        request_id = headers.get("x-request-id") or f"req-{uuid4().hex}"
         generations: list[Generation] = []
         try:
             for at, request in enumerate(requests):
-                generations += _submit(self.served, request, request_id, at)
+                tenant = tenant_of(headers, request.user)
+                generations += _submit(self.served, request, request_id, tenant, at)
             predictions = await asyncio.gather(
                 *(_predict(generation, at) for at, generation in enumerate(generations))
             )
@@ -138,14 +141,15 @@ def _submit(
     served: ServedModel,
     request: ChatCompletionRequest | CompletionRequest,
     request_id: str,
+    tenant: str,
     at: int,
 ) -> list[Generation]:
     with _named(at):
         if isinstance(request, ChatCompletionRequest):
-            return [served.chat(request, request_id)]
+            return [served.chat(request, request_id, tenant)]
         if len(request.prompts()) != 1:
             raise InvalidRequest("Invalid 'prompt': an instance has one prompt.", param="prompt")
-        return served.complete(request, request_id)
+        return served.complete(request, request_id, tenant)
 
 
 async def _predict(generation: Generation, at: int) -> Json:

@@ -12,7 +12,7 @@ from kserve_llamacpp.chat.template import ChatTemplate
 from kserve_llamacpp.config import Config
 from kserve_llamacpp.engine.client import EngineClient
 from kserve_llamacpp.engine.frames import ModelFacts
-from kserve_llamacpp.engine.generation import Generation
+from kserve_llamacpp.engine.generation import Generation, Request
 from kserve_llamacpp.engine.observers import EngineState
 from kserve_llamacpp.engine.process import EngineProcess, RestartPolicy, Restarts, worker_command
 from kserve_llamacpp.engine.worker_options import WorkerOptions
@@ -24,8 +24,13 @@ from kserve_llamacpp.errors import (
 )
 from kserve_llamacpp.logging import resolve_format
 from kserve_llamacpp.metrics import EngineMetrics
+from kserve_llamacpp.tenant import of_tenant
 from openai_protocol.errors import Unavailable
-from openai_protocol.requests import ChatCompletionRequest, CompletionRequest
+from openai_protocol.requests import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    GenerationRequest,
+)
 
 _STARTUP_ERRORS: dict[str, type[StartupError]] = {
     "model_file": ModelFileError,
@@ -88,11 +93,14 @@ class ServedModel:
         """End the engine; requests that still run fail."""
         await self.engine.stop()
 
-    def chat(self, body: ChatCompletionRequest, request_id: str) -> Generation:
+    def chat(self, body: ChatCompletionRequest, request_id: str, tenant: str = "") -> Generation:
         """Submit a chat; raises ApiError."""
-        return self.engine.submit(chat_request(body, self._template, self.facts, request_id))
+        request = chat_request(body, self._template, self.facts, request_id)
+        return self.engine.submit(self._of_tenant(request, body, tenant))
 
-    def complete(self, body: CompletionRequest, request_id: str) -> list[Generation]:
+    def complete(
+        self, body: CompletionRequest, request_id: str, tenant: str = ""
+    ) -> list[Generation]:
         """Submit a text completion, one generation a prompt; raises ApiError, submits all or none.
 
         Whoever calls must cancel what is left of them, whatever happens.
@@ -100,7 +108,8 @@ class ServedModel:
         generations: list[Generation] = []
         try:
             for request in completion_requests(body, self.facts, request_id):
-                generations.append(self.engine.submit(request))  # noqa: PERF401 - kept on errors
+                own = self._of_tenant(request, body, tenant)
+                generations.append(self.engine.submit(own))
         except BaseException:
             self.cancel(generations)
             raise
@@ -110,6 +119,9 @@ class ServedModel:
         """Drop those that still run."""
         for generation in generations:
             self.engine.cancel(generation)
+
+    def _of_tenant(self, request: Request, body: GenerationRequest, tenant: str) -> Request:
+        return of_tenant(request, body, tenant, self._config.prefix_cache_per_tenant)
 
     # -- EngineObserver ------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ MAX_PROMPTS = 128
 MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 512
 MAX_LOGIT_BIASES = 1024
+MAX_CACHE_SALT_LENGTH = 512
 _INT32 = 2**31  # tokens and counts are this wide in llama.cpp and most engines
 
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
@@ -57,6 +58,8 @@ class GenerationRequest(BaseModel):
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, gt=0, le=2)
     ignore_eos: bool | None = None
+    priority: int | None = Field(None, ge=-_INT32, lt=_INT32)  # lower is earlier
+    cache_salt: str | None = Field(None, min_length=1, max_length=MAX_CACHE_SALT_LENGTH)
 
     def stop_strings(self) -> list[str]:
         """Return `stop` as a list, empty where it is not given."""

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 
 from kserve_llamacpp.api.answer import Answer, ChatShape, TextShape
 from kserve_llamacpp.served_model import ServedModel
+from kserve_llamacpp.tenant import tenant_of
 from openai_protocol import responses
 from openai_protocol.errors import Unavailable, model_not_found
 from openai_protocol.requests import ChatCompletionRequest, CompletionRequest
@@ -87,7 +88,8 @@ class _Routes:
         body = parse_request(ChatCompletionRequest, await request.body())
         model = self._models.get(body.model)
         shape = ChatShape(model.name, model.facts.fingerprint)
-        generation = model.chat(body, request.headers["x-request-id"])
+        tenant = tenant_of(request.headers, body.user)
+        generation = model.chat(body, request.headers["x-request-id"], tenant)
         return await Answer(request.scope, model, body, [generation], shape).response()
 
     async def complete(self, request: Request) -> Response:
@@ -95,7 +97,8 @@ class _Routes:
         body = parse_request(CompletionRequest, await request.body())
         model = self._models.get(body.model)
         shape = TextShape(model.name, model.facts.fingerprint)
-        generations = model.complete(body, request.headers["x-request-id"])
+        tenant = tenant_of(request.headers, body.user)
+        generations = model.complete(body, request.headers["x-request-id"], tenant)
         return await Answer(request.scope, model, body, generations, shape).response()
 
 

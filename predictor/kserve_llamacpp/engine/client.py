@@ -284,6 +284,9 @@ class EngineClient:
                 stops=request.stops,
                 resume=list(generation.tokens),
                 add_special=request.add_special,
+                tenant=request.tenant,
+                priority=request.priority,
+                cache_salt=request.cache_salt,
             )
         )
 

@@ -23,6 +23,9 @@ class Request:
     stops: list[str] = dataclasses.field(default_factory=list)
     add_special: bool = True
     field: str = "prompt"
+    tenant: str = ""
+    priority: int = 0  # inside the tenant, lower is earlier
+    cache_salt: str = ""
 
 
 @dataclass(frozen=True)

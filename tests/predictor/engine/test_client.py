@@ -33,13 +33,21 @@ async def test_a_submitted_request_reaches_the_engine_whole() -> None:
     await run.ready()
     sampling = SamplingParams(temperature=0.5, seed=7)
     generation = run.client.submit(
-        Request("req-1", [1, 2], 9, sampling, stops=["x"], add_special=False)
+        Request(
+            *("req-1", [1, 2], 9, sampling),
+            stops=["x"],
+            add_special=False,
+            tenant="t",
+            priority=-1,
+            cache_salt="s",
+        )
     )
 
     frame = run.submitted()[generation.id]
 
     assert (frame.request_id, frame.prompt, frame.max_tokens) == ("req-1", [1, 2], 9)
     assert (frame.sampling, frame.stops, frame.add_special) == (sampling, ["x"], False)
+    assert (frame.tenant, frame.priority, frame.cache_salt) == ("t", -1, "s")
     assert frame.resume == []
     await run.client.stop()
 

@@ -46,6 +46,10 @@ CASES: list[tuple[str, Any, int, str | None, str]] = [
     (TEXT, {"prompt": []}, 400, "prompt", "empty_prompt"),
     (TEXT, {"prompt": [10**6]}, 400, "prompt", "invalid_value"),
     (TEXT, {"prompt": "a", "stop": [""]}, 400, "stop[0]", "invalid_value"),
+    (TEXT, {"prompt": "a", "priority": "high"}, 400, "priority", "invalid_type"),
+    (TEXT, {"prompt": "a", "priority": 2**31}, 400, "priority", "integer_above_max_value"),
+    (TEXT, {"prompt": "a", "cache_salt": ""}, 400, "cache_salt", "invalid_value"),
+    (TEXT, {"prompt": "a", "cache_salt": "s" * 999}, 400, "cache_salt", "string_above_max_length"),
     (TEXT, {"prompt": "x" * (9 << 20)}, 413, None, "request_too_large"),
     (PREDICT, b"{", 400, None, "invalid_json"),
     (PREDICT, {}, 400, "instances", "missing_required_parameter"),
@@ -96,6 +100,22 @@ async def test_bad_request(
     assert answer.headers["x-request-id"]
     good = await http.post(TEXT, json={"prompt": "One", "max_tokens": 1})
     assert good.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [(CHAT, {"messages": USER}), (TEXT, {"prompt": "a"}), (PREDICT, {"instances": ["a"]})],
+)
+async def test_bad_tenant(http: httpx2.AsyncClient, path: str, body: Any) -> None:
+    """A header X-Tenant that is no name is refused by its name, on every route that generates."""
+    answer = await http.post(path, json=body, headers={"x-tenant": "x" * 129})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "X-Tenant"
+    good = (
+        {**body, "parameters": {"max_tokens": 1}} if path == PREDICT else body | {"max_tokens": 1}
+    )
+    answer = await http.post(path, json=good, headers={"x-tenant": "team a"})
+    assert answer.status_code == 200
 
 
 async def test_wrong_method(http: httpx2.AsyncClient) -> None:
