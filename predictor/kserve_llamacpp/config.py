@@ -36,9 +36,11 @@ class Config:
     host_cache_mib: int
     target_step_ms: int
     max_waiting: int
+    queue_timeout_seconds: float
     prefix_cache_per_tenant: bool
     max_body_bytes: int
     max_engine_restarts: int
+    watchdog_seconds: float
     chat_template: str | None
     drain_delay_seconds: float
     grace_seconds: float
@@ -90,6 +92,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     add("--max_waiting", type=int, default=128, help="Requests that may wait; more get 429.")
     add(
+        "--queue_timeout_seconds",
+        type=float,
+        default=300.0,
+        help="Longest wait of a request until it starts; then it gets 503. 0: no limit.",
+    )
+    add(
         "--prefix_cache_per_tenant",
         action="store_true",
         help="Share cached prefixes only inside a tenant (X-Tenant, user, or API key).",
@@ -100,6 +108,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=5,
         help="Engine deaths within five minutes after which the model stays not ready.",
+    )
+    add(
+        "--watchdog_seconds",
+        type=float,
+        default=30.0,
+        help="Least silence of an engine with work, after which it is killed and started again; "
+        "20 times the slowest step where that is more. 0: never.",
     )
     add("--chat_template", default=None, help="A file with a Jinja template, for the GGUF's own.")
     add(
@@ -164,9 +179,11 @@ def read_config(args: argparse.Namespace) -> Config:
         host_cache_mib=args.host_cache_mib,
         target_step_ms=args.target_step_ms,
         max_waiting=args.max_waiting,
+        queue_timeout_seconds=args.queue_timeout_seconds,
         prefix_cache_per_tenant=args.prefix_cache_per_tenant,
         max_body_bytes=args.max_body_bytes,
         max_engine_restarts=args.max_engine_restarts,
+        watchdog_seconds=args.watchdog_seconds,
         chat_template=_read_template(args.chat_template),
         drain_delay_seconds=args.drain_delay_seconds,
         grace_seconds=args.grace_seconds,
@@ -184,8 +201,10 @@ _LEAST = {
     "host_cache_mib": -1,
     "target_step_ms": 1,
     "max_waiting": 0,
+    "queue_timeout_seconds": 0,
     "max_body_bytes": 1,
     "max_engine_restarts": 0,
+    "watchdog_seconds": 0,
     "drain_delay_seconds": 0,
     "grace_seconds": 0,
 }

@@ -95,7 +95,12 @@ class EngineMetrics:
         )
         self._steps = counter("kserve_llamacpp:engine_steps", "Steps of the engine.")
         self._restarts = counter("kserve_llamacpp:engine_deaths", "Engine processes that died.")
-        self._ready = gauge("kserve_llamacpp:model_ready", "1 while the model answers.")
+        self._hangs = counter(
+            "kserve_llamacpp:engine_hangs", "Those of them that were killed since they hung."
+        )
+        self._ready = gauge(
+            "kserve_llamacpp:model_ready", "1 while the model answers; 0 during a restart, too."
+        )
         self._loaded = gauge("kserve_llamacpp:model_loaded_fraction", "Loaded part, 0 to 1.")
         self._cache_info = Gauge(
             "vllm:cache_config_info",
@@ -119,6 +124,10 @@ class EngineMetrics:
     def loading(self, fraction: float) -> None:
         """So much of the model is loaded, 0 to 1."""
         self._loaded.set(fraction)
+
+    def engine_hung(self, silent_seconds: float) -> None:
+        """The engine's process is killed, since it told nothing for so long."""
+        self._hangs.inc()
 
     def engine_died(self, exit_status: int | None) -> None:
         """The engine's process ended by itself."""

@@ -15,6 +15,7 @@ from kserve_llamacpp.engine.frames import ModelFacts
 from kserve_llamacpp.engine.generation import Generation, Request
 from kserve_llamacpp.engine.observers import EngineState
 from kserve_llamacpp.engine.process import EngineProcess, RestartPolicy, Restarts, worker_command
+from kserve_llamacpp.engine.watchdog import Watchdog
 from kserve_llamacpp.engine.worker_options import WorkerOptions
 from kserve_llamacpp.errors import (
     ConfigurationError,
@@ -55,6 +56,8 @@ class ServedModel:
             process=EngineProcess(worker_command(_worker_options(config))),
             restarts=Restarts(RestartPolicy(max_restarts=config.max_engine_restarts)),
             max_waiting=config.max_waiting,
+            queue_timeout_seconds=config.queue_timeout_seconds,
+            watchdog=Watchdog(config.watchdog_seconds, max_step_tokens=config.n_batch),
             observer=self,
             requests=self._metrics,
         )
@@ -147,6 +150,11 @@ class ServedModel:
         """Log the progress."""
         self._metrics.loading(fraction)
         self._log.info("model_loading", model=self.name, percent=round(fraction * 100))
+
+    def engine_hung(self, silent_seconds: float) -> None:
+        """Log it; the client kills it and starts another engine."""
+        self._metrics.engine_hung(silent_seconds)
+        self._log.error("engine_hung", model=self.name, silent_seconds=round(silent_seconds, 1))
 
     def engine_died(self, exit_status: int | None) -> None:
         """Log it; the client starts another engine."""

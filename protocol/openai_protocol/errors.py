@@ -61,6 +61,7 @@ class ErrorCode(StrEnum):
     UPSTREAM_INVALID_RESPONSE = "upstream_invalid_response"
     UPSTREAM_STREAM_BROKEN = "upstream_stream_broken"
     MODEL_NOT_READY = "model_not_ready"
+    QUEUE_TIMEOUT = "queue_timeout"
     SERVER_SHUTTING_DOWN = "server_shutting_down"
     REQUEST_TIMEOUT = "request_timeout"
 

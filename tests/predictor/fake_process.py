@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Callable
 
 from kserve_llamacpp.engine.client import EngineClient
@@ -23,6 +24,7 @@ from kserve_llamacpp.engine.frames import (
 from kserve_llamacpp.engine.generation import Delta, Generation, Request
 from kserve_llamacpp.engine.observers import EngineState
 from kserve_llamacpp.engine.process import RestartPolicy, Restarts
+from kserve_llamacpp.engine.watchdog import Watchdog
 
 FACTS = ModelFacts(
     description="tiny 1B Q8_0",
@@ -84,6 +86,10 @@ class FakeProcess:
         assert self._on_report is not None
         self._on_report(report)
 
+    def kill(self) -> None:
+        """End the process, as SIGKILL does."""
+        self.die(-signal.SIGKILL)
+
     def die(self, exit_status: int | None) -> None:
         """End the process."""
         assert self._end is not None
@@ -96,6 +102,7 @@ class Observations:
     def __init__(self) -> None:
         self.states: list[EngineState] = []
         self.fractions: list[float] = []
+        self.hangs: list[float] = []
         self.deaths: list[int | None] = []
         self.steps: list[Stats] = []
         self.queue_times: list[float] = []
@@ -109,6 +116,9 @@ class Observations:
 
     def loading(self, fraction: float) -> None:
         self.fractions.append(fraction)
+
+    def engine_hung(self, silent_seconds: float) -> None:
+        self.hangs.append(silent_seconds)
 
     def engine_died(self, exit_status: int | None) -> None:
         self.deaths.append(exit_status)
@@ -133,7 +143,13 @@ class Observations:
 class ClientRun:
     """A client, its fake process, and a clock that only the test and its sleeps move."""
 
-    def __init__(self, max_waiting: int = 8, max_restarts: int = 5) -> None:
+    def __init__(
+        self,
+        max_waiting: int = 8,
+        max_restarts: int = 5,
+        queue_timeout_seconds: float = 0,
+        watchdog_seconds: float = 0,
+    ) -> None:
         self.process = FakeProcess()
         self.seen = Observations()
         self.now = 100.0
@@ -144,6 +160,9 @@ class ClientRun:
             max_waiting=max_waiting,
             observer=self.seen,
             requests=self.seen,
+            watchdog=Watchdog(watchdog_seconds, max_step_tokens=1),
+            queue_timeout_seconds=queue_timeout_seconds,
+            is_ticking=False,
             clock=lambda: self.now,
             sleep=self._sleep,
         )
@@ -156,11 +175,20 @@ class ClientRun:
         """Start the client; the process runs, the model is not loaded."""
         self.client.start()
         await settle()
+        self.client.tick()
 
     async def ready(self) -> None:
         """Start the client and load the model."""
         await self.start()
         self.process.report(Hello(FACTS))
+
+    async def pass_time(self, seconds: float) -> None:
+        """Let the clock go on, with a tick every half second."""
+        end = self.now + seconds
+        while self.now < end:
+            self.now += 0.5
+            self.client.tick()
+        await settle()
 
     async def die(self, exit_status: int | None = -6) -> None:
         """End the process; the next one runs then, unless there are to be no more."""
@@ -172,7 +200,9 @@ class ClientRun:
         await self.die()
         self.process.report(Hello(FACTS))
 
-    def submit(self, prompt: str = "p", max_tokens: int | None = None) -> Generation:
+    def submit(
+        self, prompt: str = "p", max_tokens: int | None = None, tenant: str = "", priority: int = 0
+    ) -> Generation:
         """Submit a request with usual settings."""
         return self.client.submit(
             Request(
@@ -180,6 +210,8 @@ class ClientRun:
                 prompt=prompt,
                 max_tokens=max_tokens,
                 sampling=SamplingParams(seed=1),
+                tenant=tenant,
+                priority=priority,
             )
         )
 

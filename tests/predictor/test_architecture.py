@@ -31,6 +31,8 @@ _PURE = (
     "engine/scheduler.py",
     "engine/sequence.py",
     "engine/step_budget.py",
+    "engine/service_rate.py",
+    "engine/watchdog.py",
 )
 _IMPURE = {"asyncio", "os", "random", "secrets", "socket", "subprocess", "threading", "time"}
 

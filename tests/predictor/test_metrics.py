@@ -81,11 +81,13 @@ def test_a_dead_engine_uses_no_cache() -> None:
     """When an engine dies its cache is gone, and the gauge does not keep the last value."""
     scrape = _Scrape()
     scrape.metrics.stepped(Stats(running=1, waiting=0, cells_used=64, cells_total=64))
+    scrape.metrics.engine_hung(30.0)
     scrape.metrics.engine_died(-9)
     scrape.metrics.state_changed(EngineState.RESTARTING)
 
     assert scrape.value("vllm:kv_cache_usage_perc") == 0
     assert scrape.value("kserve_llamacpp:engine_deaths_total") == 1
+    assert scrape.value("kserve_llamacpp:engine_hangs_total") == 1
 
 
 def test_the_engines_deltas_add_up() -> None:

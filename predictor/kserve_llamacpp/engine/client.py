@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 
 import structlog
 
+from kserve_llamacpp.engine import refusals
 from kserve_llamacpp.engine.frames import (
     Cancel,
     Fatal,
@@ -26,26 +28,18 @@ from kserve_llamacpp.engine.frames import (
 from kserve_llamacpp.engine.generation import Generation, Request
 from kserve_llamacpp.engine.observers import EngineObserver, EngineState, RequestObserver
 from kserve_llamacpp.engine.process import EngineProcess, Restarts
-from openai_protocol.errors import (
-    ApiError,
-    ErrorCode,
-    InternalError,
-    InvalidRequest,
-    RateLimited,
-    Unavailable,
-)
+from kserve_llamacpp.engine.service_rate import ServiceRate
+from kserve_llamacpp.engine.watchdog import Watchdog
+from openai_protocol.errors import ApiError
 
 _SUSPECT_DEATHS = 2  # so many engines in a row died under a request: it is tried once alone
+_READY_WHILE_RESTARTING_SECONDS = 30.0  # so long a restart is a pause, then the pod is not ready
+_TICK_SECONDS = 0.25  # from one look at the clock to the next
 _MAX_UNREAD_BYTES = 64 << 20  # requests that came and went while the engine did not read
 _KILLED_WHILE_LOADING = (
     "the engine was killed (SIGKILL) while it loaded the model, most likely because the container "
     "ran out of memory: give it more memory, lower --n_ctx, or choose a smaller model"
 )
-_REJECTIONS = {
-    "context_length": ErrorCode.CONTEXT_LENGTH_EXCEEDED,
-    "empty_prompt": ErrorCode.EMPTY_PROMPT,
-    "token_out_of_range": ErrorCode.INVALID_VALUE,
-}
 
 
 class EngineClient:
@@ -62,15 +56,23 @@ class EngineClient:
         max_waiting: int,
         observer: EngineObserver,
         requests: RequestObserver,
+        watchdog: Watchdog,
+        queue_timeout_seconds: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        is_ticking: bool = True,
     ) -> None:
-        """`max_waiting` bounds the requests that have not started."""
+        """`max_waiting` bounds the requests that have not started, and the timeout (0: none) how
+        long they may wait. Who is not `is_ticking` calls `tick` itself.
+        """
         self._process = process
         self._restarts = restarts
         self._max_waiting = max_waiting
         self._observer = observer
         self._requests = requests
+        self._watchdog = watchdog
+        self._queue_timeout_seconds = queue_timeout_seconds or math.inf
+        self._is_ticking = is_ticking
         self._now = clock
         self._sleep = sleep
         self._log = structlog.get_logger("engine.client")
@@ -78,6 +80,10 @@ class EngineClient:
         self._facts: ModelFacts | None = None
         self._fatal: Fatal | None = None
         self._supervisor: asyncio.Task[None] | None = None
+        self._ticker: asyncio.Task[None] | None = None
+        self._is_hung = False  # the running process was killed for its silence
+        self._down_since = 0.0
+        self._rate = ServiceRate()
         self._settled = asyncio.Event()
         self._active: dict[int, Generation] = {}
         self._held: deque[Generation] = deque()  # waits for an engine, or for a suspect's end
@@ -92,7 +98,12 @@ class EngineClient:
 
     @property
     def is_ready(self) -> bool:
-        """Whether a request would be answered now."""
+        """Whether new requests are welcome: the engine answers, or will again in a moment.
+
+        A restart that takes longer than a moment is not worth waiting for where there are others.
+        """
+        if self._state is EngineState.RESTARTING:
+            return self._now() - self._down_since <= _READY_WHILE_RESTARTING_SECONDS
         return self._state is EngineState.READY
 
     @property
@@ -123,6 +134,8 @@ class EngineClient:
     def start(self) -> None:
         """Start the process; it is restarted until `stop`, or until the policy gives up."""
         self._supervisor = asyncio.create_task(self._supervise(), name="engine-supervisor")
+        if self._is_ticking:
+            self._ticker = asyncio.create_task(self._tick_forever(), name="engine-ticker")
 
     async def settled(self) -> None:
         """Wait until the model is loaded, or will never be."""
@@ -135,9 +148,10 @@ class EngineClient:
         """
         if self._state is not EngineState.STOPPED:
             self._set_state(EngineState.STOPPED)
-            self.fail_all(_shutting_down())
-            if self._supervisor is not None:
-                self._supervisor.cancel()
+            self.fail_all(refusals.shutting_down())
+            for task in (self._supervisor, self._ticker):
+                if task is not None:
+                    task.cancel()
         if self._supervisor is not None:
             await asyncio.wait([self._supervisor])
             if not self._supervisor.cancelled():
@@ -156,17 +170,16 @@ class EngineClient:
             self._end(generation, error)
 
     def submit(self, request: Request) -> Generation:
-        """Take a request; raises RateLimited when the queue is full, Unavailable when not ready."""
+        """Take a request; raises ApiError: the queue is full, or the model is not ready."""
         if self._state not in (EngineState.READY, EngineState.RESTARTING):
-            raise Unavailable("The model is not ready to answer requests.", retry_after_seconds=5.0)
-        if self._is_full():
-            raise RateLimited(
-                "The queue is full. Please try again later.",
-                code=ErrorCode.QUEUE_FULL,
-                retry_after_seconds=1.0,
-            )
+            raise refusals.not_ready()
+        is_unread = self._process.num_unread_bytes > _MAX_UNREAD_BYTES
+        if is_unread or (self._is_full() and not self._displace_for(request.tenant)):
+            raise refusals.queue_full(self._retry_after_seconds())
         generation = Generation(self._next_id, request, self._now())
         self._next_id += 1
+        if not self._active:
+            self._rate.began(generation.came_at)
         self._active[generation.id] = generation
         self._held.append(generation)
         self._dispatch()
@@ -175,9 +188,26 @@ class EngineClient:
     def _is_full(self) -> bool:
         """Whether the queue is full: so many wait beside those that have, or will get, a slot."""
         slots = self._facts.max_sequences if self._facts is not None else 0
-        if len(self._active) >= self._max_waiting + slots and self.num_waiting >= self._max_waiting:
-            return True
-        return self._process.num_unread_bytes > _MAX_UNREAD_BYTES
+        is_over = len(self._active) >= self._max_waiting + slots
+        return is_over and self.num_waiting >= self._max_waiting
+
+    def _displace_for(self, tenant: str) -> bool:
+        """Refuse the last that waits of the tenant with the most, for one that has fewer waiting.
+
+        So a tenant that fills the queue cannot keep the others out of it.
+        """
+        waiting = [g for g in self._active.values() if g.prompt_tokens is None]
+        counts = Counter(g.request.tenant for g in waiting)
+        longest = max(counts, key=lambda name: counts[name], default=tenant)
+        if counts[longest] <= counts[tenant] + 1:
+            return False
+        own = [g for g in waiting if g.request.tenant == longest]
+        last = max(own, key=lambda g: (g.request.priority, g.id))
+        self._end(last, refusals.queue_full(self._retry_after_seconds()))
+        return True
+
+    def _retry_after_seconds(self) -> float:
+        return self._rate.retry_after_seconds(self.num_waiting + 1, self._now())
 
     def cancel(self, generation: Generation) -> None:
         """Drop a request, if it still runs; its sequence is freed before the engine's next step."""
@@ -190,13 +220,37 @@ class EngineClient:
             self._process.send(Cancel(generation.id))
         self._dispatch()
 
+    # -- the clock -----------------------------------------------------------------------------
+
+    async def _tick_forever(self) -> None:
+        while True:
+            await self._sleep(_TICK_SECONDS)
+            self.tick()
+
+    def tick(self) -> None:
+        """Look at the clock: refuse who has waited too long, end an engine that hangs."""
+        now = self._now()
+        latest = now - self._queue_timeout_seconds
+        late = [g for g in self._active.values() if g.came_at < latest and g.prompt_tokens is None]
+        for generation in late:
+            self._end(generation, refusals.queue_timeout(self._retry_after_seconds()))
+        if late:
+            self._dispatch()
+        silence = self._watchdog.silence(now, has_work=bool(self._active))
+        if silence is not None:
+            self._is_hung = True
+            self._observer.engine_hung(silence)
+            self._process.kill()
+
     # -- the process ---------------------------------------------------------------------------
 
     async def _supervise(self) -> None:
         try:
             while True:
+                self._is_hung = False
+                self._watchdog.started()
                 status = await self._process.run(self._take)
-                if self._facts is None and status == -signal.SIGKILL and self._fatal is None:
+                if self._was_killed_while_loading(status):
                     self._fatal = Fatal("out_of_memory", _KILLED_WHILE_LOADING)
                 if self._facts is None and self._fatal is not None:
                     self._set_state(EngineState.FAILED)
@@ -218,11 +272,17 @@ class EngineClient:
         finally:
             self._settled.set()
 
+    def _was_killed_while_loading(self, status: int | None) -> bool:
+        is_ours = self._is_hung or self._fatal is not None
+        return self._facts is None and status == -signal.SIGKILL and not is_ours
+
     def _take(self, report: Report) -> None:
         match report:
             case Loading(fraction=fraction):
+                self._watchdog.loading()
                 self._observer.loading(fraction)
             case Hello(facts=facts):
+                self._watchdog.loaded()
                 self._facts = facts
                 self._set_state(EngineState.READY)
                 self._settled.set()
@@ -230,13 +290,15 @@ class EngineClient:
             case Fatal():
                 self._fatal = report
             case Step(events=events, stats=stats):
+                num_tokens = stats.prefill_tokens + stats.decode_tokens
+                self._watchdog.stepped(stats.step_seconds, num_tokens)
                 for event in events:
                     self._apply(event)
                 self._requests.stepped(stats)
 
     def _give_up(self) -> None:
         self._set_state(EngineState.FAILED)
-        self.fail_all(Unavailable("The model's engine has failed.", code=ErrorCode.ENGINE_FAILED))
+        self.fail_all(refusals.engine_failed())
 
     # -- requests ------------------------------------------------------------------------------
 
@@ -249,13 +311,7 @@ class EngineClient:
                 generation.num_deaths += 1
         for generation in list(self._active.values()):
             if generation.num_deaths > _SUSPECT_DEATHS:
-                self._end(
-                    generation,
-                    InternalError(
-                        "The model's engine failed several times under this request.",
-                        code=ErrorCode.ENGINE_FAILED,
-                    ),
-                )
+                self._end(generation, refusals.failed_often())
         self._held = deque(self._active.values())
 
     def _dispatch(self) -> None:
@@ -307,7 +363,7 @@ class EngineClient:
                     self._leave(generation, finish_reason)
                     self._dispatch()
             case Rejected(reason=reason, message=message):
-                self._end(generation, _rejection(reason, message, generation.request.field))
+                self._end(generation, refusals.rejected(reason, message, generation.request.field))
                 self._dispatch()
 
     def _observe_tokens(self, generation: Generation) -> None:
@@ -333,21 +389,13 @@ class EngineClient:
             self._suspect = None
         if not self._active:
             self._became_idle.set()
+        if generation.prompt_tokens is not None:
+            self._rate.ended(self._now())
         self._requests.request_ended(reason, self._now() - generation.came_at)
 
     def _set_state(self, state: EngineState) -> None:
         if state is not self._state:
+            if state is EngineState.RESTARTING:
+                self._down_since = self._now()
             self._state = state
             self._observer.state_changed(state)
-
-
-def _rejection(reason: str, message: str, field: str) -> ApiError:
-    if reason in _REJECTIONS:
-        return InvalidRequest(message, param=field, code=_REJECTIONS[reason])
-    return InternalError("The model failed on this request.", code=ErrorCode.ENGINE_FAILED)
-
-
-def _shutting_down() -> ApiError:
-    return Unavailable(
-        "The server is shutting down.", code=ErrorCode.SERVER_SHUTTING_DOWN, retry_after_seconds=1.0
-    )

@@ -27,6 +27,9 @@ class EngineObserver(Protocol):
     def loading(self, fraction: float) -> None:
         """So much of the model is loaded, 0 to 1."""
 
+    def engine_hung(self, silent_seconds: float) -> None:
+        """The engine's process has told nothing for so long, and is killed."""
+
     def engine_died(self, exit_status: int | None) -> None:
         """The engine's process ended by itself."""
 

@@ -86,6 +86,12 @@ class EngineProcess:
         if self._writer is not None and not self._writer.is_closing():
             self._writer.write(encode(command))
 
+    def kill(self) -> None:
+        """End the process at once, as one that hangs; `run` returns its status."""
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+
     async def run(self, on_report: Callable[[Report], None]) -> int | None:
         """Run one process to its end; return its exit status (negative: a signal), if known.
 
@@ -115,8 +121,7 @@ class EngineProcess:
             self._writer.close()
             self._writer = None
             if self._process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    self._process.kill()
+                self.kill()
                 await self._process.wait()
             self._process = None
 

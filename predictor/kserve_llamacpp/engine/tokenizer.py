@@ -32,6 +32,11 @@ class BackgroundTokenizer:
         """Return a descriptor that can be read as soon as there is a result (for `poll`)."""
         return self._wake_reader
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a result is still to come."""
+        return bool(self._pending)
+
     def put(self, request: Submit) -> None:
         """Take a request whose prompt is a text."""
         self._pending.add(request.id)

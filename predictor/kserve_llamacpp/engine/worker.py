@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
 _READ_BYTES = 1 << 20
 _LONG_TEXT = 16384  # characters; a shorter text is tokenized within a few milliseconds
+_HEARTBEAT_SECONDS = 1.0  # while a long text is tokenized, so that silence means a hang
 EXIT_DECODE_FAILED = 70
 
 
@@ -79,11 +80,11 @@ class Channel:
         except OSError:
             os._exit(0)
 
-    def receive(self, wait: bool) -> list[Command]:
-        """Return the commands that have come; with `wait`, sleep until something happens."""
+    def receive(self, wait_seconds: float | None) -> list[Command]:
+        """Return the commands that have come; sleep that long for something to happen."""
         commands: list[Command] = []
         own = self._sock.fileno()
-        ready = self._poll.poll(None if wait else 0)
+        ready = self._poll.poll(None if wait_seconds is None else wait_seconds * 1000)
         while any(descriptor == own for descriptor, _ in ready):
             data = self._sock.recv(_READ_BYTES)
             if not data:
@@ -107,7 +108,7 @@ class Worker:
     def run(self) -> None:
         """Serve until the socket closes; raises DecodeFailed when the model is lost."""
         while True:
-            for command in self._channel.receive(wait=not self._engine.has_work):
+            for command in self._channel.receive(self._wait_seconds()):
                 self._apply(command)
             for result in self._tokenizer.collect():
                 if isinstance(result, Submit):
@@ -121,6 +122,11 @@ class Worker:
             for event in step.events:
                 self._note_end(event)
             self._channel.send(Step(step.events, stats))
+
+    def _wait_seconds(self) -> float | None:
+        if self._engine.has_work:
+            return 0.0
+        return _HEARTBEAT_SECONDS if self._tokenizer.is_busy else None
 
     def _apply(self, command: Command) -> None:
         match command:

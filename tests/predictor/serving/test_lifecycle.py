@@ -85,6 +85,48 @@ async def test_killed_engine_under_several_requests(survivor: Predictor) -> None
         assert all(answer.usage and answer.usage.completion_tokens == 20 for answer in answers)
 
 
+async def test_hanging_engine(model_path: Path) -> None:
+    """An engine that stands still is killed and replaced; stream and queue go on to their ends.
+
+    The model stays ready, for its requests are answered later.
+    """
+    flags = ("--watchdog_seconds=2", "--n_batch=16", "--max_sequences=1")
+    with Predictor(model_path, *flags) as server:
+        server.ready()
+        async with connect(server) as client, httpx2.AsyncClient(base_url=server.url) as http:
+            stream = await client.chat.completions.create(**STORY, max_tokens=40, stream=True)
+            waiting = asyncio.create_task(client.chat.completions.create(**STORY, max_tokens=5))
+            chunks = aiter(stream)
+            sent = [await anext(chunks) for _ in range(5)]
+            hung = server.engine()
+            hung.suspend()
+            async with asyncio.timeout(60):
+                assert (await http.get("/v2/health/ready")).status_code == 200
+                sent += [chunk async for chunk in chunks]
+                answer = await waiting
+            metrics = (await http.get("/metrics")).text
+        assert sent[-1].choices[0].finish_reason == "length"
+        assert answer.usage is not None
+        assert answer.usage.completion_tokens == 5
+        assert server.wait_for("engine_hung")["silent_seconds"] >= 2
+        assert server.wait_for("engine_died")["exit_status"] == -9
+        assert 'kserve_llamacpp:engine_hangs_total{model_name="smollm2"} 1.0' in metrics
+        assert not hung.is_running()
+
+
+async def test_queue_timeout(model_path: Path) -> None:
+    """A request that the running one keeps from starting gets 503 in time, the other its text."""
+    with Predictor(model_path, "--max_sequences=1", "--queue_timeout_seconds=1") as server:
+        server.ready()
+        async with connect(server) as client:
+            stream = await client.chat.completions.create(**STORY, max_tokens=4000, stream=True)
+            with pytest.raises(openai.InternalServerError) as caught:
+                await client.chat.completions.create(**STORY, max_tokens=1)
+            assert (caught.value.status_code, caught.value.code) == (503, "queue_timeout")
+            assert int(caught.value.response.headers["retry-after"]) >= 1
+            assert (await anext(aiter(stream))).choices
+
+
 async def test_engine_that_keeps_dying(model_path: Path) -> None:
     """Past the cap of restarts, requests get a clear 503 and the model is not ready."""
     with Predictor(model_path, "--max_engine_restarts=1") as server:

@@ -1,0 +1,69 @@
+"""What a client is told when its request is not served: one function for each cause."""
+
+from __future__ import annotations
+
+from openai_protocol.errors import (
+    ApiError,
+    ErrorCode,
+    InternalError,
+    InvalidRequest,
+    RateLimited,
+    Unavailable,
+)
+
+_REJECTIONS = {
+    "context_length": ErrorCode.CONTEXT_LENGTH_EXCEEDED,
+    "empty_prompt": ErrorCode.EMPTY_PROMPT,
+    "token_out_of_range": ErrorCode.INVALID_VALUE,
+}
+
+
+def rejected(reason: str, message: str, field: str) -> ApiError:
+    """The engine refuses the request, or it failed alone; `field` is the prompt's."""
+    if reason in _REJECTIONS:
+        return InvalidRequest(message, param=field, code=_REJECTIONS[reason])
+    return InternalError("The model failed on this request.", code=ErrorCode.ENGINE_FAILED)
+
+
+def not_ready() -> ApiError:
+    """The model is loading, or has failed."""
+    return Unavailable("The model is not ready to answer requests.", retry_after_seconds=5.0)
+
+
+def queue_full(retry_after_seconds: float) -> ApiError:
+    """As many requests wait as may."""
+    return RateLimited(
+        "The queue is full. Please try again later.",
+        code=ErrorCode.QUEUE_FULL,
+        retry_after_seconds=retry_after_seconds,
+    )
+
+
+def queue_timeout(retry_after_seconds: float) -> ApiError:
+    """The request has waited as long as it may."""
+    return Unavailable(
+        "The request could not be started in time. Please try again later.",
+        code=ErrorCode.QUEUE_TIMEOUT,
+        retry_after_seconds=retry_after_seconds,
+    )
+
+
+def failed_often() -> ApiError:
+    """Engine after engine died under the request, the last one with nothing else running."""
+    return InternalError(
+        "The model's engine failed several times under this request.", code=ErrorCode.ENGINE_FAILED
+    )
+
+
+def engine_failed() -> ApiError:
+    """The engine is not started again."""
+    return Unavailable("The model's engine has failed.", code=ErrorCode.ENGINE_FAILED)
+
+
+def shutting_down() -> ApiError:
+    """The server ends."""
+    return Unavailable(
+        "The server is shutting down.",
+        code=ErrorCode.SERVER_SHUTTING_DOWN,
+        retry_after_seconds=1.0,
+    )
