@@ -309,9 +309,12 @@ class EngineClient:
         for generation in self._active.values():
             if generation not in waiting_before:
                 generation.num_deaths += 1
-        for generation in list(self._active.values()):
-            if generation.num_deaths > _SUSPECT_DEATHS:
-                self._end(generation, refusals.failed_often())
+        guilty = [g for g in self._active.values() if g.num_deaths > _SUSPECT_DEATHS]
+        for generation in guilty:
+            self._end(generation, refusals.failed_often())
+        if guilty:  # it explains the deaths before: the others need not run alone one by one
+            for generation in self._active.values():
+                generation.num_deaths = min(generation.num_deaths, 1)
         self._held = deque(self._active.values())
 
     def _dispatch(self) -> None:

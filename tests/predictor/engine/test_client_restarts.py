@@ -164,6 +164,28 @@ async def test_several_suspects_are_tried_one_after_another() -> None:
     await run.client.stop()
 
 
+async def test_when_the_guilty_is_found_the_others_run_together() -> None:
+    """A found culprit explains the deaths: who was there goes on with the others, not alone.
+
+    One more death makes suspects of them again.
+    """
+    run = ClientRun()
+    await run.ready()
+    guilty, *others = (run.submit(prompt) for prompt in "gab")
+    await run.die_and_come_back()
+    await run.die_and_come_back()
+    assert list(run.submitted()) == [guilty.id]
+
+    await run.die_and_come_back()
+
+    assert list(run.submitted()) == [other.id for other in others]
+    with pytest.raises(ApiError, match="failed several times"):
+        await read(guilty)
+    await run.die_and_come_back()
+    assert list(run.submitted()) == [others[0].id]
+    await run.client.stop()
+
+
 async def test_a_suspect_that_is_cancelled_lets_the_others_go() -> None:
     """When the suspect's client leaves, those that waited for its end are submitted."""
     run = ClientRun()

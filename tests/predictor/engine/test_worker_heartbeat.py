@@ -1,0 +1,58 @@
+"""The worker's loop tells that it lives, also while it only waits for its tokenizer."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from kserve_llamacpp.engine.frames import (
+    FrameReader,
+    SamplingParams,
+    Started,
+    Step,
+    Submit,
+    decode_report,
+    encode,
+)
+
+_WORKER = """
+import socket, sys, time
+from kserve_llamacpp.engine.engine import Engine
+from kserve_llamacpp.engine.worker import Channel, Worker
+from tests.predictor.engine_run import EngineRun
+from tests.predictor.fake_backend import FakeBackend
+
+class Slow(FakeBackend):
+    def tokenize(self, text, add_special):
+        time.sleep(2.5)
+        return [65]
+
+run = EngineRun(Slow())
+Worker(Channel(socket.socket(fileno=int(sys.argv[1]))), run.engine).run()
+"""
+
+
+def test_a_long_text_is_no_silence() -> None:
+    """While a long text is tokenized beside the idle loop, a report comes every second."""
+    ours, theirs = socket.socketpair()
+    root = Path(__file__).parents[3]
+    command = [sys.executable, "-c", _WORKER, str(theirs.fileno())]
+    with theirs:
+        worker = subprocess.Popen(command, pass_fds=[theirs.fileno()], cwd=root)
+    with ours:
+        ours.settimeout(20)
+        ours.sendall(encode(Submit(1, "r", "x" * 20_000, 1, SamplingParams())))
+        times = []
+        reader = FrameReader()
+        while True:
+            steps = [decode_report(payload) for payload in reader.feed(ours.recv(1 << 16))]
+            times += [time.monotonic()] * len(steps)
+            if any(isinstance(e, Started) for s in steps if isinstance(s, Step) for e in s.events):
+                break
+    assert worker.wait(10) == 0
+    assert len(times) >= 4
+    assert max(later - earlier for earlier, later in itertools.pairwise(times)) < 2
