@@ -36,6 +36,7 @@ class Config:
     host_cache_mib: int
     target_step_ms: int
     max_waiting: int
+    max_waiting_tokens: int
     queue_timeout_seconds: float
     prefix_cache_per_tenant: bool
     max_body_bytes: int
@@ -91,6 +92,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "parts of this size.",
     )
     add("--max_waiting", type=int, default=128, help="Requests that may wait; more get 429.")
+    add(
+        "--max_waiting_tokens",
+        type=int,
+        default=0,
+        help="Tokens of prompts that may wait, 4 characters of text as one; more get 429. 0: any.",
+    )
     add(
         "--queue_timeout_seconds",
         type=float,
@@ -179,6 +186,7 @@ def read_config(args: argparse.Namespace) -> Config:
         host_cache_mib=args.host_cache_mib,
         target_step_ms=args.target_step_ms,
         max_waiting=args.max_waiting,
+        max_waiting_tokens=args.max_waiting_tokens,
         queue_timeout_seconds=args.queue_timeout_seconds,
         prefix_cache_per_tenant=args.prefix_cache_per_tenant,
         max_body_bytes=args.max_body_bytes,
@@ -201,6 +209,7 @@ _LEAST = {
     "host_cache_mib": -1,
     "target_step_ms": 1,
     "max_waiting": 0,
+    "max_waiting_tokens": 0,
     "queue_timeout_seconds": 0,
     "max_body_bytes": 1,
     "max_engine_restarts": 0,

@@ -10,6 +10,7 @@ import structlog
 from kserve_llamacpp.chat.prompt import chat_request, completion_requests
 from kserve_llamacpp.chat.template import ChatTemplate
 from kserve_llamacpp.config import Config
+from kserve_llamacpp.engine.admission import QueueLimits
 from kserve_llamacpp.engine.client import EngineClient
 from kserve_llamacpp.engine.frames import ModelFacts
 from kserve_llamacpp.engine.generation import Generation, Request
@@ -55,8 +56,11 @@ class ServedModel:
         self.engine = EngineClient(
             process=EngineProcess(worker_command(_worker_options(config))),
             restarts=Restarts(RestartPolicy(max_restarts=config.max_engine_restarts)),
-            max_waiting=config.max_waiting,
-            queue_timeout_seconds=config.queue_timeout_seconds,
+            limits=QueueLimits(
+                max_waiting=config.max_waiting,
+                max_waiting_tokens=config.max_waiting_tokens,
+                timeout_seconds=config.queue_timeout_seconds,
+            ),
             watchdog=Watchdog(config.watchdog_seconds, max_step_tokens=config.n_batch),
             observer=self,
             requests=self._metrics,

@@ -6,6 +6,7 @@ import asyncio
 import signal
 from collections.abc import Callable
 
+from kserve_llamacpp.engine.admission import QueueLimits
 from kserve_llamacpp.engine.client import EngineClient
 from kserve_llamacpp.engine.frames import (
     Cancel,
@@ -147,6 +148,7 @@ class ClientRun:
         self,
         max_waiting: int = 8,
         max_restarts: int = 5,
+        max_waiting_tokens: int = 0,
         queue_timeout_seconds: float = 0,
         watchdog_seconds: float = 0,
     ) -> None:
@@ -157,11 +159,10 @@ class ClientRun:
         self.client = EngineClient(
             process=self.process,
             restarts=Restarts(RestartPolicy(max_restarts=max_restarts)),
-            max_waiting=max_waiting,
+            limits=QueueLimits(max_waiting, max_waiting_tokens, queue_timeout_seconds),
             observer=self.seen,
             requests=self.seen,
             watchdog=Watchdog(watchdog_seconds, max_step_tokens=1),
-            queue_timeout_seconds=queue_timeout_seconds,
             is_ticking=False,
             clock=lambda: self.now,
             sleep=self._sleep,

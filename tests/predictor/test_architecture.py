@@ -23,6 +23,7 @@ _PURE = (
     "engine/cache/memory.py",
     "engine/cache/radix.py",
     "engine/cache/snapshots.py",
+    "engine/admission.py",
     "engine/detokenizer.py",
     "engine/engine.py",
     "engine/fair_queue.py",

@@ -64,7 +64,7 @@ def test_flags_arrive(model: Path) -> None:
         *("--kv_cache", "split", "--host_cache_mib", "7", "--target_step_ms", "50"),
         *("--max_waiting", "0", "--max_body_bytes", "10", "--max_engine_restarts", "1"),
         *("--prefix_cache_per_tenant",),
-        *("--queue_timeout_seconds", "7", "--watchdog_seconds", "8"),
+        *("--max_waiting_tokens", "6", "--queue_timeout_seconds", "7", "--watchdog_seconds", "8"),
         *("--drain_delay_seconds", "0", "--grace_seconds", "1.5"),
         *("--log_level", "debug", "--log_format", "json"),
     )
@@ -83,6 +83,7 @@ def test_flags_arrive(model: Path) -> None:
         host_cache_mib=7,
         target_step_ms=50,
         max_waiting=0,
+        max_waiting_tokens=6,
         queue_timeout_seconds=7.0,
         prefix_cache_per_tenant=True,
         max_body_bytes=10,

@@ -6,12 +6,13 @@ import asyncio
 import math
 import signal
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Awaitable, Callable
 
 import structlog
 
 from kserve_llamacpp.engine import refusals
+from kserve_llamacpp.engine.admission import QueueLimits, gives_way
 from kserve_llamacpp.engine.frames import (
     Cancel,
     Fatal,
@@ -53,25 +54,24 @@ class EngineClient:
         self,
         process: EngineProcess,
         restarts: Restarts,
-        max_waiting: int,
+        limits: QueueLimits,
         observer: EngineObserver,
         requests: RequestObserver,
         watchdog: Watchdog,
-        queue_timeout_seconds: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         is_ticking: bool = True,
     ) -> None:
-        """`max_waiting` bounds the requests that have not started, and the timeout (0: none) how
-        long they may wait. Who is not `is_ticking` calls `tick` itself.
+        """`limits` bound the requests that have not started.
+
+        Who is not `is_ticking` calls `tick` itself.
         """
         self._process = process
         self._restarts = restarts
-        self._max_waiting = max_waiting
+        self._limits = limits
         self._observer = observer
         self._requests = requests
         self._watchdog = watchdog
-        self._queue_timeout_seconds = queue_timeout_seconds or math.inf
         self._is_ticking = is_ticking
         self._now = clock
         self._sleep = sleep
@@ -124,7 +124,7 @@ class EngineClient:
     @property
     def num_waiting(self) -> int:
         """How many requests have not started."""
-        return sum(g.prompt_tokens is None for g in self._active.values())
+        return len(self._waiting())
 
     @property
     def num_running(self) -> int:
@@ -173,8 +173,7 @@ class EngineClient:
         """Take a request; raises ApiError: the queue is full, or the model is not ready."""
         if self._state not in (EngineState.READY, EngineState.RESTARTING):
             raise refusals.not_ready()
-        is_unread = self._process.num_unread_bytes > _MAX_UNREAD_BYTES
-        if is_unread or (self._is_full() and not self._displace_for(request.tenant)):
+        if not self._has_room_for(request):
             raise refusals.queue_full(self._retry_after_seconds())
         generation = Generation(self._next_id, request, self._now())
         self._next_id += 1
@@ -185,26 +184,24 @@ class EngineClient:
         self._dispatch()
         return generation
 
-    def _is_full(self) -> bool:
-        """Whether the queue is full: so many wait beside those that have, or will get, a slot."""
-        slots = self._facts.max_sequences if self._facts is not None else 0
-        is_over = len(self._active) >= self._max_waiting + slots
-        return is_over and self.num_waiting >= self._max_waiting
+    def _waiting(self) -> list[Generation]:
+        return [g for g in self._active.values() if g.prompt_tokens is None]
 
-    def _displace_for(self, tenant: str) -> bool:
-        """Refuse the last that waits of the tenant with the most, for one that has fewer waiting.
-
-        So a tenant that fills the queue cannot keep the others out of it.
-        """
-        waiting = [g for g in self._active.values() if g.prompt_tokens is None]
-        counts = Counter(g.request.tenant for g in waiting)
-        longest = max(counts, key=lambda name: counts[name], default=tenant)
-        if counts[longest] <= counts[tenant] + 1:
+    def _has_room_for(self, request: Request) -> bool:
+        """Whether the queue takes a request; a full one may refuse another one for it."""
+        num_slots = self._facts.max_sequences if self._facts is not None else 0
+        waiting = self._waiting()
+        if self._process.num_unread_bytes > _MAX_UNREAD_BYTES:
             return False
-        own = [g for g in waiting if g.request.tenant == longest]
-        last = max(own, key=lambda g: (g.request.priority, g.id))
-        self._end(last, refusals.queue_full(self._retry_after_seconds()))
-        return True
+        will_wait = len(self._active) >= num_slots
+        if will_wait and not self._limits.holds_tokens(waiting, request):
+            return False
+        if self._limits.holds_one_more(len(self._active), len(waiting), num_slots):
+            return True
+        other = gives_way(waiting, request.tenant)
+        if other is not None:
+            self._end(other, refusals.queue_full(self._retry_after_seconds()))
+        return other is not None
 
     def _retry_after_seconds(self) -> float:
         return self._rate.retry_after_seconds(self.num_waiting + 1, self._now())
@@ -230,8 +227,8 @@ class EngineClient:
     def tick(self) -> None:
         """Look at the clock: refuse who has waited too long, end an engine that hangs."""
         now = self._now()
-        latest = now - self._queue_timeout_seconds
-        late = [g for g in self._active.values() if g.came_at < latest and g.prompt_tokens is None]
+        latest = now - (self._limits.timeout_seconds or math.inf)
+        late = [generation for generation in self._waiting() if generation.came_at < latest]
         for generation in late:
             self._end(generation, refusals.queue_timeout(self._retry_after_seconds()))
         if late:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from kserve_llamacpp.engine.frames import Hello
+from kserve_llamacpp.engine.frames import Hello, SamplingParams
+from kserve_llamacpp.engine.generation import Request
 from openai_protocol.errors import ApiError, RateLimited, Unavailable
 from tests.predictor.fake_process import FACTS, ClientRun, read
 
@@ -141,6 +142,29 @@ async def test_a_full_queue_is_full_for_who_has_its_share(tenants: str, tenant: 
         run.submit(tenant=tenant)
 
     assert run.cancelled() == []
+    await run.client.stop()
+
+
+async def test_the_tokens_that_wait_are_bounded() -> None:
+    """Beside others a prompt waits only within the bound: ids count each, four characters as one.
+
+    What gets a slot at once does not wait, and what starts makes room.
+    """
+    run = ClientRun(max_waiting_tokens=10)
+    await run.ready()
+    run.begin(*(run.submit("x" * 99) for _ in range(FACTS.max_sequences)))
+    first = run.submit("x" * 99)
+    with pytest.raises(RateLimited) as caught:
+        run.submit("x")
+    assert (caught.value.status, caught.value.code) == (429, "queue_full")
+
+    run.begin(first)
+    run.submit("x" * 33)  # 9 tokens
+    with pytest.raises(RateLimited):
+        run.client.submit(Request("r", [1, 2], None, SamplingParams()))
+    run.client.submit(Request("r", [1], None, SamplingParams()))
+
+    assert run.client.num_waiting == 2
     await run.client.stop()
 
 
