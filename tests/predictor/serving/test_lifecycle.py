@@ -127,6 +127,33 @@ async def test_queue_timeout(model_path: Path) -> None:
             assert (await anext(aiter(stream))).choices
 
 
+async def test_full_queue(model_path: Path) -> None:
+    """A tenant fills the queue: its own next one gets 429, another tenant's takes its last place.
+
+    Every request that was taken and not displaced is answered.
+    """
+    with Predictor(model_path, "--max_sequences=1", "--max_waiting=2") as server:
+        server.ready()
+        async with connect(server) as client:
+
+            async def ask(tenant: str) -> str:
+                try:
+                    await client.chat.completions.create(
+                        **STORY, max_tokens=100, extra_headers={"x-tenant": tenant}
+                    )
+                except openai.RateLimitError as error:
+                    return f"{error.code}, again in {error.response.headers['retry-after']} s"
+                return "answered"
+
+            asked = []
+            for tenant in "aaaab":
+                asked.append(asyncio.create_task(ask(tenant)))
+                await asyncio.sleep(0.1)
+            results = await asyncio.gather(*asked)
+        full = "queue_full, again in 1 s"  # nothing has ended yet
+        assert results == ["answered", "answered", full, full, "answered"]
+
+
 async def test_engine_that_keeps_dying(model_path: Path) -> None:
     """Past the cap of restarts, requests get a clear 503 and the model is not ready."""
     with Predictor(model_path, "--max_engine_restarts=1") as server:
