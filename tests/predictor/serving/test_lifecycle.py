@@ -73,15 +73,18 @@ async def test_killed_engine_under_one_stream(survivor: Predictor) -> None:
 
 
 async def test_killed_engine_under_several_requests(survivor: Predictor) -> None:
-    """One death fails none of the requests that ran or waited."""
-    async with connect(survivor) as client:
+    """One death fails none of the requests that ran or waited, and the model stays ready."""
+    url = f"{survivor.url}/v2/health/ready"
+    async with connect(survivor) as client, httpx2.AsyncClient() as http:
         requests = [
             asyncio.create_task(client.chat.completions.create(**STORY, max_tokens=20))
             for _ in range(5)
         ]
         await asyncio.sleep(0.5)
         survivor.engine().kill()
+        probes = [await http.get(url) for _ in range(100) if not await asyncio.sleep(0.02)]
         answers = await asyncio.gather(*requests)
+        assert {probe.status_code for probe in probes} == {200}
         assert all(answer.usage and answer.usage.completion_tokens == 20 for answer in answers)
 
 
@@ -139,7 +142,7 @@ async def test_full_queue(model_path: Path) -> None:
             async def ask(tenant: str) -> str:
                 try:
                     await client.chat.completions.create(
-                        **STORY, max_tokens=100, extra_headers={"x-tenant": tenant}
+                        **STORY, max_tokens=60, extra_headers={"x-tenant": tenant}
                     )
                 except openai.RateLimitError as error:
                     return f"{error.code}, again in {error.response.headers['retry-after']} s"
