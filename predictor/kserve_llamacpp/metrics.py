@@ -93,6 +93,12 @@ class EngineMetrics:
             (*_LABELS, "finished_reason"),
             registry=registry,
         )
+        self._refused = Counter(
+            "kserve_llamacpp:requests_refused",
+            "Requests that were not started, by code (queue_full, queue_timeout, model_not_ready).",
+            (*_LABELS, "code"),
+            registry=registry,
+        )
         self._steps = counter("kserve_llamacpp:engine_steps", "Steps of the engine.")
         self._restarts = counter("kserve_llamacpp:engine_deaths", "Engine processes that died.")
         self._hangs = counter(
@@ -140,6 +146,10 @@ class EngineMetrics:
         self._prefill_tokens.inc(stats.prefill_tokens)
         self._preemptions.inc(stats.preemptions)
         self._cache.stepped(stats)
+
+    def request_refused(self, code: str) -> None:
+        """A request was not taken, or has waited in vain."""
+        self._refused.labels(self._model_name, code).inc()
 
     def request_started(self, queue_seconds: float, prompt_tokens: int, cached_tokens: int) -> None:
         """A request left the queue, for the first time."""

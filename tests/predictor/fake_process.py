@@ -106,6 +106,7 @@ class Observations:
         self.hangs: list[float] = []
         self.deaths: list[int | None] = []
         self.steps: list[Stats] = []
+        self.refusals: list[str] = []
         self.queue_times: list[float] = []
         self.prompt_tokens: list[tuple[int, int]] = []
         self.first_tokens: list[float] = []
@@ -126,6 +127,9 @@ class Observations:
 
     def stepped(self, stats: Stats) -> None:
         self.steps.append(stats)
+
+    def request_refused(self, code: str) -> None:
+        self.refusals.append(code)
 
     def request_started(self, queue_seconds: float, prompt_tokens: int, cached_tokens: int) -> None:
         self.queue_times.append(queue_seconds)

@@ -42,6 +42,9 @@ class _Scrape:
         ("vllm:e2e_request_latency_seconds", "histogram"),
         ("vllm:request_queue_time_seconds", "histogram"),
         ("vllm:prompt_tokens", "counter"),
+        ("vllm:prompt_tokens_cached", "counter"),
+        ("vllm:prefix_cache_queries", "counter"),
+        ("vllm:prefix_cache_hits", "counter"),
         ("vllm:generation_tokens", "counter"),
         ("vllm:num_preemptions", "counter"),
         ("vllm:request_success", "counter"),
@@ -179,6 +182,16 @@ def test_ends_are_counted_by_reason(reason: str) -> None:
     assert scrape.value("vllm:request_success_total", finished_reason=reason) == 1
     assert scrape.value("vllm:e2e_request_latency_seconds_sum") == 2.0
     assert scrape.value("vllm:request_queue_time_seconds_sum") == 0.5
+
+
+def test_refusals_are_counted_by_code() -> None:
+    """What overload refuses is told apart by its code."""
+    scrape = _Scrape()
+    for code in ("queue_full", "queue_full", "queue_timeout"):
+        scrape.metrics.request_refused(code)
+
+    assert scrape.value("kserve_llamacpp:requests_refused_total", code="queue_full") == 2
+    assert scrape.value("kserve_llamacpp:requests_refused_total", code="queue_timeout") == 1
 
 
 @pytest.mark.parametrize("state", EngineState)

@@ -28,7 +28,7 @@ from kserve_llamacpp.engine.frames import (
 )
 from kserve_llamacpp.engine.generation import Generation, Request
 from kserve_llamacpp.engine.observers import EngineObserver, EngineState, RequestObserver
-from kserve_llamacpp.engine.process import EngineProcess, Restarts
+from kserve_llamacpp.engine.process import KILLED_WHILE_LOADING, EngineProcess, Restarts
 from kserve_llamacpp.engine.service_rate import ServiceRate
 from kserve_llamacpp.engine.watchdog import Watchdog
 from openai_protocol.errors import ApiError
@@ -37,10 +37,6 @@ _SUSPECT_DEATHS = 2  # so many engines in a row died under a request: it is trie
 _READY_WHILE_RESTARTING_SECONDS = 30.0  # so long a restart is a pause, then the pod is not ready
 _TICK_SECONDS = 0.25  # from one look at the clock to the next
 _MAX_UNREAD_BYTES = 64 << 20  # requests that came and went while the engine did not read
-_KILLED_WHILE_LOADING = (
-    "the engine was killed (SIGKILL) while it loaded the model, most likely because the container "
-    "ran out of memory: give it more memory, lower --n_ctx, or choose a smaller model"
-)
 
 
 class EngineClient:
@@ -172,9 +168,9 @@ class EngineClient:
     def submit(self, request: Request) -> Generation:
         """Take a request; raises ApiError: the queue is full, or the model is not ready."""
         if self._state not in (EngineState.READY, EngineState.RESTARTING):
-            raise refusals.not_ready()
+            raise self._refusal(refusals.not_ready())
         if not self._has_room_for(request):
-            raise refusals.queue_full(self._retry_after_seconds())
+            raise self._refusal(refusals.queue_full(self._retry_after_seconds()))
         generation = Generation(self._next_id, request, self._now())
         self._next_id += 1
         if not self._active:
@@ -200,8 +196,12 @@ class EngineClient:
             return True
         other = gives_way(waiting, request.tenant)
         if other is not None:
-            self._end(other, refusals.queue_full(self._retry_after_seconds()))
+            self._end(other, self._refusal(refusals.queue_full(self._retry_after_seconds())))
         return other is not None
+
+    def _refusal(self, error: ApiError) -> ApiError:
+        self._requests.request_refused(str(error.code))
+        return error
 
     def _retry_after_seconds(self) -> float:
         return self._rate.retry_after_seconds(self.num_waiting + 1, self._now())
@@ -230,7 +230,8 @@ class EngineClient:
         latest = now - (self._limits.timeout_seconds or math.inf)
         late = [generation for generation in self._waiting() if generation.came_at < latest]
         for generation in late:
-            self._end(generation, refusals.queue_timeout(self._retry_after_seconds()))
+            error = refusals.queue_timeout(self._retry_after_seconds())
+            self._end(generation, self._refusal(error))
         if late:
             self._dispatch()
         silence = self._watchdog.silence(now, has_work=bool(self._active))
@@ -248,7 +249,7 @@ class EngineClient:
                 self._watchdog.started()
                 status = await self._process.run(self._take)
                 if self._was_killed_while_loading(status):
-                    self._fatal = Fatal("out_of_memory", _KILLED_WHILE_LOADING)
+                    self._fatal = Fatal("out_of_memory", KILLED_WHILE_LOADING)
                 if self._facts is None and self._fatal is not None:
                     self._set_state(EngineState.FAILED)
                     return

@@ -40,6 +40,9 @@ class RequestObserver(Protocol):
     def stepped(self, stats: Stats) -> None:
         """The engine finished a step."""
 
+    def request_refused(self, code: str) -> None:
+        """A request was not taken, or has waited in vain."""
+
     def request_started(self, queue_seconds: float, prompt_tokens: int, cached_tokens: int) -> None:
         """A request left the queue, for the first time; a cache had so much of its prompt."""
 

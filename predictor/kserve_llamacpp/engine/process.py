@@ -18,6 +18,10 @@ from kserve_llamacpp.engine.frames import Command, FrameReader, Report, decode_r
 
 _READ_BYTES = 1 << 20
 _EXIT_SECONDS = 5.0
+KILLED_WHILE_LOADING = (
+    "the engine was killed (SIGKILL) while it loaded the model, most likely because the container "
+    "ran out of memory: give it more memory, lower --n_ctx, or choose a smaller model"
+)
 # llama.cpp's threads meet at a barrier after every node of the graph, and GNU OpenMP's spin there
 # for milliseconds by default. Where another process wants the CPU too (our own HTTP server does),
 # a spinning thread keeps the one that it waits for from running: measured on 2 CPUs with two busy

@@ -23,6 +23,7 @@ async def test_before_the_model_is_loaded_requests_get_503() -> None:
 
     assert (caught.value.status, caught.value.code) == (503, "model_not_ready")
     assert caught.value.headers() == {"retry-after": "5"}
+    assert run.seen.refusals == ["model_not_ready"]
     assert run.client.num_waiting == 0
     await run.client.stop()
 

@@ -34,6 +34,7 @@ async def test_a_request_that_waits_too_long_gets_503() -> None:
         await generation.started()
     assert (caught.value.status, caught.value.code) == (503, "queue_timeout")
     assert caught.value.headers() == {"retry-after": "1"}
+    assert run.seen.refusals == ["queue_timeout"]
     assert run.cancelled() == [generation.id]
     assert run.client.num_waiting == 0
     await run.client.stop()
@@ -101,6 +102,7 @@ async def test_retry_after_is_the_time_that_the_queue_takes() -> None:
         run.submit()
 
     assert caught.value.headers() == {"retry-after": "14"}
+    assert run.seen.refusals == ["queue_full"]
     await run.client.stop()
 
 
@@ -116,6 +118,7 @@ async def test_a_tenant_that_fills_the_queue_keeps_nobody_out() -> None:
     with pytest.raises(RateLimited) as caught:
         await newest.started()
     assert (caught.value.status, caught.value.code) == (429, "queue_full")
+    assert run.seen.refusals == ["queue_full"]
     assert run.client.num_waiting == 4
     await run.client.stop()
 
