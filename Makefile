@@ -71,8 +71,8 @@ format: dev ## format the code, and mend what can be mended
 	$(venv)/ruff check --fix .
 
 .PHONY: bench
-bench: dev ## measure a server: ARGS='...'
-	@exec $(venv)/python -m bench $(ARGS)
+bench: dev ## measure the predictor beside its peers: ARGS='...'
+	@exec $(venv)/python -m bench run $(ARGS)
 
 .PHONY: env
 env: ## make .venv with what serving needs

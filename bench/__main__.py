@@ -1,4 +1,4 @@
-"""`python -m bench`: measure our predictor, beside llama-server where a binary is given.
+"""`python -m bench`: measure our predictor beside its peers, and show what came out.
 
 The servers run at the same time and are loaded in turn, round by round, so that a machine whose
 speed drifts is as slow for one as for the other.
@@ -9,83 +9,140 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import dataclasses
 import os
 import sys
 from pathlib import Path
 
+import msgspec
+
 from bench import servers
-from bench.load import prompt, run_load
-from bench.report import Figures, figures, table
+from bench.engine_rate import BatchedBench, RateFailed
+from bench.prompts import Prompts
+from bench.report import LAYOUTS, report
+from bench.results import Results, machine, read_results
+from bench.runner import CHURN, OVERHEAD, Runner
+from bench.scenarios import Scenario, scenarios
+from bench.sizes import QUICK, Sizes
 from bootstrap import model
 from bootstrap.cache import open_cache
 
 
 def main() -> int:
-    """Run the benchmark and print its table; return the exit status."""
+    """Do what the command line says; return the exit status, 1 when requests failed."""
     args = _parse()
-    setup = servers.Setup(args.model, args.n_ctx, args.slots, args.threads)
-    with contextlib.ExitStack() as stack:
-        try:
-            targets = [servers.Target(*given.split("=", 1)) for given in args.url]
-            if not targets:
-                targets.append(stack.enter_context(servers.ours(setup)))
-            if args.llama_server:
-                targets.append(stack.enter_context(servers.llama_server(setup, args.llama_server)))
-            print(table(asyncio.run(_measure(args, targets))))
-        except (servers.ServerFailed, ValueError) as error:
-            print(f"bench: {error}", file=sys.stderr)
-            return 1
+    try:
+        if args.command == "run":
+            return _run(args)
+        results = read_results(args.results)
+        if args.command == "plot":
+            from bench.plots import write_plots
+
+            print(*write_plots(results, args.folder), sep="\n")
+        else:
+            print(report(results))
+    except (servers.ServerFailed, RateFailed, msgspec.MsgspecError, OSError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
-async def _measure(
-    args: argparse.Namespace, targets: list[servers.Target]
-) -> list[tuple[int, str, list[Figures]]]:
-    rows = []
-    number = 0
-    for num_clients in args.clients:
-        results: dict[str, list[Figures]] = {target.name: [] for target in targets}
-        num_requests = max(args.requests, 2 * num_clients)
-        for turn in range(-1, args.rounds):  # the first one warms up and is not counted
-            for target in targets:
-                prompts = [prompt(number + at) for at in range(num_requests if turn >= 0 else 1)]
-                number += len(prompts)
-                run = await run_load(
-                    target.base_url, target.model, num_clients, prompts, args.max_tokens
-                )
-                if turn >= 0:
-                    results[target.name].append(figures(run))
-                    print(".", end="", file=sys.stderr, flush=True)
-        rows += [(num_clients, name, rounds) for name, rounds in results.items()]
-    print(file=sys.stderr)
-    return rows
+def _run(args: argparse.Namespace) -> int:
+    sizes = _sizes(args)
+    path = args.model or model.ensure(open_cache(os.environ), os.environ)
+    setup = servers.Setup(path, args.n_ctx, args.slots, args.threads, tuple(args.our_arg))
+    settings = {
+        "model": path.name,
+        "n_ctx": setup.n_ctx,
+        "slots": setup.num_slots,
+        "threads": setup.num_threads,
+        "our_args": list(setup.our_args),
+        "seed": args.seed,
+        **dataclasses.asdict(sizes),
+    }
+    results = Results(machine(), settings)
+    runner = Runner(results, sizes, Prompts(args.seed))
+    chosen = args.scenario or list(LAYOUTS)
+    try:
+        asked = [scenario for scenario in scenarios(sizes) if scenario.name in chosen]
+        if asked:
+            _on_servers(args, setup, runner, asked)
+        if CHURN in chosen and not args.url:
+            asyncio.run(runner.on_churned_caches(setup))
+        if OVERHEAD in chosen:
+            peer = BatchedBench(args.batched_bench, setup) if args.batched_bench else None
+            runner.on_engine(setup, peer)
+    finally:  # hours of figures are worth keeping, also when the last scenario could not run
+        print(file=sys.stderr)
+        if results.rows:
+            print(report(results))
+            if args.json:
+                results.write(args.json)
+    return 1 if results.num_failed else 0
+
+
+def _on_servers(
+    args: argparse.Namespace, setup: servers.Setup, runner: Runner, asked: list[Scenario]
+) -> None:
+    with contextlib.ExitStack() as stack:
+        targets = [servers.Target(*given.split("=", 1)) for given in args.url]
+        if not targets:
+            targets.append(stack.enter_context(servers.ours(setup)))
+        if args.llama_server:
+            targets.append(stack.enter_context(servers.llama_server(setup, args.llama_server)))
+        if args.example_server:
+            example = servers.example_server(setup, args.example_server, args.mtmd_folder)
+            targets.append(stack.enter_context(example))
+        asyncio.run(runner.on_servers(targets, asked))
+
+
+def _sizes(args: argparse.Namespace) -> Sizes:
+    given = {
+        item.name: getattr(args, item.name)
+        for item in dataclasses.fields(Sizes)
+        if getattr(args, item.name) is not None
+    }
+    return dataclasses.replace(QUICK if args.quick else Sizes(), **given)
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench",
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    _add_run(commands.add_parser("run", help="Measure, and print the tables."))
+    table = commands.add_parser("table", help="Print the tables of a run again.")
+    plot = commands.add_parser("plot", help="Plot a run: a PNG for each scenario.")
+    for command in (table, plot):
+        command.add_argument("results", type=Path, help="What `run --json` wrote.")
+    plot.add_argument("folder", type=Path, help="Where the plots go.")
+    return parser.parse_args()
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
     add = parser.add_argument
-    add("--clients", type=_numbers, default=[1, 4, 8], help="Numbers of clients, as in 1,4,8.")
-    add("--rounds", type=int, default=3, help="Measured rounds; medians are printed.")
-    add("--requests", type=int, default=8, help="Requests in a round, at least two a client.")
-    add("--max-tokens", type=int, default=64, help="Tokens of each answer.")
-    add("--llama-server", type=Path, help="Path of a llama-server binary to measure beside ours.")
+    add("scenario", nargs="*", metavar="SCENARIO", help=f"{', '.join(LAYOUTS)}; by default all.")
+    add("--json", type=Path, help="Write all figures to this file.")
+    add("--llama-server", type=Path, help="Path of a llama-server to measure beside ours.")
+    add("--example-server", type=Path, help="Path of llama-cpp-python's examples/server/server.py.")
+    add("--mtmd-folder", type=Path, help="Folder with libmtmd, which the example server imports.")
+    add("--batched-bench", type=Path, help="Path of a llama-batched-bench, for engine-overhead.")
     add("--url", action="append", default=[], help="NAME=URL: measure a running server instead.")
     add("--model", type=Path, help="GGUF file; by default the small one that `make model` fetches.")
     add("--n-ctx", type=int, default=16384, help="KV cells.")
     add("--slots", type=int, default=8, help="Sequences that are decoded together.")
     add("--threads", type=int, default=os.cpu_count(), help="Threads.")
-    args = parser.parse_args()
-    if args.model is None:
-        args.model = model.ensure(open_cache(os.environ), os.environ)
-    return args
+    add("--our-arg", action="append", default=[], help="One more flag for our server.")
+    add("--seed", type=int, default=1, help="Prompts are drawn from it.")
+    add("--quick", action="store_true", help="One small round: to see that all of it works.")
+    for item in dataclasses.fields(Sizes):
+        kind = _numbers if item.name == "clients" else int
+        flag = f"--{item.name.replace('_', '-')}"
+        add(flag, type=kind, default=argparse.SUPPRESS, help=f"Size, {item.default} by default.")
+    parser.set_defaults(**{item.name: None for item in dataclasses.fields(Sizes)})
 
 
-def _numbers(text: str) -> list[int]:
-    return [int(number) for number in text.split(",")]
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split(","))
 
 
 if __name__ == "__main__":

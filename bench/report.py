@@ -1,88 +1,170 @@
-"""From samples to figures, and from figures to a table."""
+"""From results to tables: medians over the rounds, their spread, ratios to a peer."""
 
 from __future__ import annotations
 
-import statistics
 from dataclasses import dataclass
 
-from bench.load import Run
+from bench.engine_rate import BATCHED_BENCH
+from bench.figures import Outcome, spread
+from bench.results import Results
+from bench.runner import CHURN, COLD, OVERHEAD
+from bench.servers import LLAMA_SERVER
 
 
 @dataclass(frozen=True)
-class Figures:
-    """One run in figures: tokens a second over all clients, latencies in milliseconds."""
+class Column:
+    """A figure in a table; a headline comes with its spread, its ratio and a plot."""
 
-    tokens_per_second: float
-    ttft_p50: float
-    ttft_p95: float
-    itl_p50: float
-    itl_p99: float
-    num_failed: int
+    figure: str
+    title: str
+    is_headline: bool = False
+    digits: int = 0
 
 
-def figures(run: Run) -> Figures:
-    """Return the figures of a run; raises ValueError when no request succeeded."""
-    good = [sample for sample in run.samples if sample.error is None]
-    if not good:
-        errors = {sample.error for sample in run.samples}
-        raise ValueError(f"no request succeeded: {errors}")
-    ttft = [sample.ttft * 1000 for sample in good]
-    gaps = [gap * 1000 for sample in good for gap in sample.gaps] or [0.0]
-    return Figures(
-        tokens_per_second=sum(sample.num_tokens for sample in good) / run.seconds,
-        ttft_p50=percentile(ttft, 50),
-        ttft_p95=percentile(ttft, 95),
-        itl_p50=percentile(gaps, 50),
-        itl_p99=percentile(gaps, 99),
-        num_failed=len(run.samples) - len(good),
-    )
+@dataclass(frozen=True)
+class Layout:
+    """How one scenario is shown: what to compare with is a server, or else the first case."""
+
+    title: str
+    columns: tuple[Column, ...]
+    peer: str | None = LLAMA_SERVER
+    is_pooled: bool = False
 
 
-def median(rounds: list[Figures]) -> Figures:
-    """Return the median of each figure over rounds; failures are added up."""
+_RATE = Column("tokens_per_second", "tok/s", is_headline=True, digits=1)
+_TTFT = Column("ttft_p50", "TTFT p50 ms", is_headline=True)
+_TTFT_P95 = Column("ttft_p95", "TTFT p95 ms")
+_ITL = Column("itl_p50", "ITL p50 ms", digits=1)
+_ITL_P99 = Column("itl_p99", "ITL p99 ms", digits=1)
+_CACHED = Column("cached_percent", "cached %")
 
-    def middle(name: str) -> float:
-        return float(statistics.median(getattr(figure, name) for figure in rounds))
+LAYOUTS = {
+    "distinct": Layout("Distinct prompts", (_RATE, _TTFT, _TTFT_P95, _ITL, _ITL_P99)),
+    "shared-prefix": Layout(
+        "One system prompt, new to the server", (_RATE, _TTFT, _TTFT_P95, _CACHED)
+    ),
+    "long-prompt": Layout(
+        "A long prompt arrives while others decode",
+        (
+            Column("longest_gap", "longest gap ms", is_headline=True),
+            Column("ttft_p50", "TTFT of the long one ms", is_headline=True),
+            Column("prompt_tokens", "its tokens"),
+        ),
+    ),
+    "chats": Layout("Chats whose history grows", (_RATE, _TTFT, _TTFT_P95, _CACHED)),
+    "tenants": Layout(
+        "Tenant B with one client beside tenant A with many (B's figures)",
+        (
+            Column("ttft_p95", "TTFT p95 ms", is_headline=True),
+            Column("ttft_p50", "TTFT p50 ms"),
+            Column("itl_p50", "step ms", digits=1),
+            Column("crowd_tokens_per_second", "A's tok/s", digits=1),
+        ),
+        peer=None,
+        is_pooled=True,
+    ),
+    CHURN: Layout(
+        "Distinct prompts on caches that have evicted",
+        (
+            Column("stream_tokens_per_second", "decode tok/s a stream", True, 1),
+            Column("tokens_per_second", "tok/s", digits=1),
+            _TTFT,
+            _ITL,
+        ),
+        peer=COLD,
+    ),
+    OVERHEAD: Layout(
+        "Decode rate of the engine without HTTP",
+        (Column("decode_tokens_per_second", "tok/s", True, 1),),
+        peer=BATCHED_BENCH,
+    ),
+}
 
-    return Figures(
-        middle("tokens_per_second"),
-        middle("ttft_p50"),
-        middle("ttft_p95"),
-        middle("itl_p50"),
-        middle("itl_p99"),
-        sum(figure.num_failed for figure in rounds),
-    )
+
+def report(results: Results) -> str:
+    """Return all tables as plain text."""
+    parts = [results.machine]
+    parts += [scenario_table(results, name) for name in results.scenarios]
+    parts += [_memory_table(results)] if results.memory_mib else []
+    parts.append(f"The load generator took at most {results.client_percent:.0f} % of one core.")
+    return "\n\n".join(parts)
 
 
-def percentile(values: list[float], percent: float) -> float:
-    """Return a percentile by linear interpolation; `values` need not be sorted."""
-    ordered = sorted(values)
-    place = (len(ordered) - 1) * percent / 100
-    below = int(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
-
-
-def table(rows: list[tuple[int, str, list[Figures]]]) -> str:
-    """Return a table of medians: a line for each number of clients and server.
-
-    The spread of tok/s over the rounds stands behind it; the ratio is to the first server.
-    """
-    head = (
-        f"{'clients':>7}  {'server':<14} {'tok/s':>7} {'(min-max)':>15} {'ratio':>6} "
-        f"{'TTFT p50':>9} {'p95':>7} {'ITL p50':>8} {'p99':>7} {'failed':>6}   (ms)"
-    )
-    lines = [head]
-    first: dict[int, float] = {}
-    for num_clients, name, rounds in rows:
-        middle = median(rounds)
-        base = first.setdefault(num_clients, middle.tokens_per_second)
-        speeds = [figure.tokens_per_second for figure in rounds]
-        spread = f"({min(speeds):.1f}-{max(speeds):.1f})"
-        lines.append(
-            f"{num_clients:>7}  {name:<14} {middle.tokens_per_second:>7.1f} {spread:>15} "
-            f"{middle.tokens_per_second / base:>6.2f} {middle.ttft_p50:>9.0f} "
-            f"{middle.ttft_p95:>7.0f} {middle.itl_p50:>8.1f} {middle.itl_p99:>7.1f} "
-            f"{middle.num_failed:>6}"
-        )
+def scenario_table(results: Results, name: str) -> str:
+    """Return one scenario's table, with what failed and how far the cache's counters rose."""
+    layout, found = LAYOUTS[name], results.by_case(name)
+    head = ["case", "server"]
+    for column in layout.columns:
+        head += [column.title, *(["(min-max)", "ratio"] if column.is_headline else [])]
+    rows = [head]
+    for (case, server), outcomes in found.items():
+        peer = found.get((case, layout.peer) if layout.peer else (first_case(found), server))
+        cells = [
+            cell
+            for column in layout.columns
+            for cell in _cells(column, outcomes, peer, layout.is_pooled)
+        ]
+        rows.append([case, server, *cells])
+    lines = [f"{layout.title} ({name}; {_rounds(found)})", _aligned(rows), *_failures(found)]
+    lines += [f"  {name} +{value:g}" for name, value in results.counters.get(name, {}).items()]
     return "\n".join(lines)
+
+
+def first_case(found: dict[tuple[str, str], list[Outcome]]) -> str:
+    """Return the case that came first."""
+    return next(iter(found))[0]
+
+
+def _cells(
+    column: Column, outcomes: list[Outcome], peer: list[Outcome] | None, is_pooled: bool
+) -> list[str]:
+    figure = spread(outcomes, column.figure, is_pooled)
+    if figure is None:
+        return ["-"] * (3 if column.is_headline else 1)
+    cells = [f"{figure.median:.{column.digits}f}"]
+    if column.is_headline:
+        cells.append(f"({figure.low:.{column.digits}f}-{figure.high:.{column.digits}f})")
+        base = spread(peer, column.figure, is_pooled) if peer else None
+        cells.append(f"{figure.median / base.median:.2f}" if base and base.median else "-")
+    return cells
+
+
+def _rounds(found: dict[tuple[str, str], list[Outcome]]) -> str:
+    count = max(len(outcomes) for outcomes in found.values())
+    return f"{count} rounds, medians" if count > 1 else "1 round"
+
+
+def _failures(found: dict[tuple[str, str], list[Outcome]]) -> list[str]:
+    lines = []
+    for (case, server), outcomes in found.items():
+        total = sum(outcome.num_requests for outcome in outcomes)
+        errors: dict[str, int] = {}
+        for outcome in outcomes:
+            for error, count in outcome.errors.items():
+                errors[error] = errors.get(error, 0) + count
+        if errors:
+            kinds = ", ".join(f"{error}: {count}" for error, count in errors.items())
+            failed = sum(errors.values())
+            lines.append(f"  FAILED: {failed} of {total} requests, {server}, {case} ({kinds})")
+    return lines
+
+
+def _memory_table(results: Results) -> str:
+    rows = [["server", "at the start", "highest"]]
+    for server, moments in results.memory_mib.items():
+        first = next(iter(moments.values()))
+        rows.append([server, f"{first:.0f}", f"{max(moments.values()):.0f}"])
+    return f"Memory of a server's processes (PSS, MiB)\n{_aligned(rows)}"
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    """Return rows in columns: names to the left, figures to the right."""
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    names = 1 + (rows[0][0] == "case")
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if at < names else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )

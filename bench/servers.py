@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -11,11 +12,17 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import gguf
+import psutil
+
 MODEL_NAME = "bench"
+OURS = "ours"
+LLAMA_SERVER = "llama-server"
+EXAMPLE_SERVER = "example server"
 START_SECONDS = 120.0
 
 
@@ -31,19 +38,45 @@ class Setup:
     n_ctx: int
     num_slots: int
     num_threads: int
+    our_args: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Target:
-    """A server to measure, at an OpenAI base URL."""
+    """A server to measure, at an OpenAI base URL.
+
+    `endless` goes into each request, so that every answer is as long as the next.
+    """
 
     name: str
     base_url: str
     model: str = MODEL_NAME
+    pid: int | None = None
+    endless: Mapping[str, object] = field(default_factory=lambda: {"ignore_eos": True})
+
+    def memory_mib(self) -> float | None:
+        """Return the memory of its processes (PSS), None when they are not ours or are gone."""
+        if self.pid is None:
+            return None
+        try:
+            process = psutil.Process(self.pid)
+            family = [process, *process.children(recursive=True)]
+            return sum(float(member.memory_full_info().pss) for member in family) / (1 << 20)
+        except psutil.Error:
+            return None
+
+    def metrics(self) -> str:
+        """Return the text of its /metrics, empty when it has none."""
+        url = f"{self.base_url.removesuffix('/v1')}/metrics"
+        try:
+            with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310 - a server of ours
+                return str(answer.read().decode("utf-8", "replace"))
+        except (urllib.error.URLError, OSError):
+            return ""
 
 
 @contextlib.contextmanager
-def ours(setup: Setup) -> Iterator[Target]:
+def ours(setup: Setup, name: str = OURS) -> Iterator[Target]:
     """Run our predictor."""
     port = _free_port()
     command = [
@@ -51,10 +84,10 @@ def ours(setup: Setup) -> Iterator[Target]:
         *(f"--model_name={MODEL_NAME}", "--http_host=127.0.0.1", f"--http_port={port}"),
         *("--enable_grpc=false", "--drain_delay_seconds=0", "--log_level=warning"),
         *(f"--n_ctx={setup.n_ctx}", f"--max_sequences={setup.num_slots}"),
-        f"--n_threads={setup.num_threads}",
+        *(f"--n_threads={setup.num_threads}", *setup.our_args),
     ]
-    with _running("ours", command, f"http://127.0.0.1:{port}/v1/models/{MODEL_NAME}"):
-        yield Target("ours", f"http://127.0.0.1:{port}/v1")
+    with _running(name, command, f"http://127.0.0.1:{port}/v1/models/{MODEL_NAME}") as pid:
+        yield Target(name, f"http://127.0.0.1:{port}/v1", pid=pid)
 
 
 @contextlib.contextmanager
@@ -66,26 +99,70 @@ def llama_server(setup: Setup, binary: Path) -> Iterator[Target]:
         *("-np", str(setup.num_slots), "-c", str(setup.n_ctx), "--kv-unified"),
         *("-t", str(setup.num_threads), "-tb", str(setup.num_threads), "--no-webui"),
     ]
-    with _running("llama-server", command, f"http://127.0.0.1:{port}/health"):
-        yield Target("llama-server", f"http://127.0.0.1:{port}/v1")
+    with _running(LLAMA_SERVER, command, f"http://127.0.0.1:{port}/health") as pid:
+        yield Target(LLAMA_SERVER, f"http://127.0.0.1:{port}/v1", pid=pid)
 
 
 @contextlib.contextmanager
-def _running(name: str, command: list[str], ready_url: str) -> Iterator[None]:
+def example_server(setup: Setup, script: Path, mtmd_folder: Path | None) -> Iterator[Target]:
+    """Run the example server of llama-cpp-python over the binding that we use.
+
+    It imports libmtmd, which our build leaves out: `mtmd_folder` has one of the same version.
+    """
+    port = _free_port()
+    config = {
+        "server": {"host": "127.0.0.1", "port": port},
+        "model": {
+            "path": str(setup.model_path),
+            "alias": MODEL_NAME,
+            "n_ctx": setup.n_ctx,
+            "n_seq_max": setup.num_slots,
+            "kv_unified": True,
+            "threads": setup.num_threads,
+            "threads_batch": setup.num_threads,
+            "store_logits": False,
+        },
+    }
+    environment = {"MTMD_CPP_LIB": str(mtmd_folder)} if mtmd_folder else {}
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(config, file)
+        file.flush()
+        command = [sys.executable, str(script), "-C", file.name]
+        url = f"http://127.0.0.1:{port}"
+        with _running(EXAMPLE_SERVER, command, f"{url}/healthz", environment) as pid:
+            endless = {"logit_bias": dict.fromkeys(_control_tokens(setup.model_path), -100)}
+            yield Target(EXAMPLE_SERVER, f"{url}/v1", pid=pid, endless=endless)
+
+
+def _control_tokens(model_path: Path) -> list[str]:
+    """Return the ids of the tokens that may end an answer: what has no ignore_eos bans these."""
+    kinds = gguf.GGUFReader(model_path).fields["tokenizer.ggml.token_type"].contents()
+    return [str(token) for token, kind in enumerate(kinds) if kind == gguf.TokenType.CONTROL]
+
+
+@contextlib.contextmanager
+def _running(
+    name: str, command: list[str], ready_url: str, environment: Mapping[str, str] | None = None
+) -> Iterator[int]:
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(environment or {})},
         )
         try:
             deadline = time.monotonic() + START_SECONDS
             while not _answers(ready_url):
                 if process.poll() is not None or time.monotonic() > deadline:
-                    log.seek(max(0, log.tell() - 2000), os.SEEK_SET)
+                    size = log.seek(0, os.SEEK_END)
+                    log.seek(max(0, size - 2000))
                     raise ServerFailed(
                         f"{name} did not start:\n{log.read().decode('utf-8', 'replace')}"
                     )
                 time.sleep(0.2)
-            yield
+            yield process.pid
         finally:
             process.terminate()
             try:

@@ -54,7 +54,7 @@ class ServedModel:
             self.name, lambda: self.engine.num_waiting, lambda: self.engine.num_running
         )
         self.engine = EngineClient(
-            process=EngineProcess(worker_command(_worker_options(config))),
+            process=EngineProcess(worker_command(worker_options(config))),
             restarts=Restarts(RestartPolicy(max_restarts=config.max_engine_restarts)),
             limits=QueueLimits(
                 max_waiting=config.max_waiting,
@@ -177,7 +177,8 @@ class ServedModel:
             return None
 
 
-def _worker_options(config: Config) -> str:
+def worker_options(config: Config) -> str:
+    """Return what the engine's process is told at its start, as JSON."""
     options = WorkerOptions(
         model_path=str(config.model_path),
         n_ctx=config.n_ctx,

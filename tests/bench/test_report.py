@@ -1,50 +1,112 @@
-"""From samples to figures."""
+"""From results to tables, files and plots."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from bench.load import Run, Sample, prompt
-from bench.report import figures, median, percentile, table
+from bench.figures import Outcome
+from bench.plots import write_plots
+from bench.report import LAYOUTS, report, scenario_table
+from bench.results import Results, Row, read_results
+from bench.runner import CHURN, COLD, OVERHEAD
+from bench.servers import LLAMA_SERVER, OURS
 
 
-def sample(*times: float, error: str | None = None) -> Sample:
-    return Sample(num_tokens=len(times), token_times=list(times), error=error)
+def results(*rows: Row) -> Results:
+    return Results("a machine", {}, list(rows))
 
 
-def test_figures_of_a_run() -> None:
-    """Tokens count over the run's seconds; latencies are milliseconds; failures are counted."""
-    run = Run([sample(1.0, 1.5, 2.5), sample(3.0, 3.5), sample(error="HTTP 503")], seconds=5.0)
-    result = figures(run)
-    assert result.tokens_per_second == 1.0
-    assert result.ttft_p50 == 2000.0
-    assert result.itl_p50 == 500.0
-    assert result.num_failed == 1
+def rate(server: str, turn: int, value: float, case: str = "4 clients") -> Row:
+    return Row("distinct", case, server, turn, Outcome({"tokens_per_second": value}, 8))
 
 
-def test_a_run_without_answers_is_an_error() -> None:
-    """Figures of failures alone would be made up."""
-    with pytest.raises(ValueError, match="HTTP 503"):
-        figures(Run([sample(error="HTTP 503")], seconds=1.0))
+def test_the_ratio_is_to_llama_server() -> None:
+    """Medians over the rounds, their spread, and the ratio of a case to the same case's peer."""
+    table = scenario_table(
+        results(
+            *(rate(OURS, turn, value) for turn, value in enumerate([80.0, 90.0, 70.0])),
+            *(rate(LLAMA_SERVER, turn, value) for turn, value in enumerate([40.0, 41.0, 39.0])),
+        ),
+        "distinct",
+    )
+    ours, theirs = table.splitlines()[2:4]
+    assert ours.split()[:6] == ["4", "clients", "ours", "80.0", "(70.0-90.0)", "2.00"]
+    assert theirs.split()[3:6] == ["40.0", "(39.0-41.0)", "1.00"]
 
 
-@pytest.mark.parametrize(("percent", "expected"), [(0, 1), (50, 2.5), (100, 4), (25, 1.75)])
-def test_percentiles_are_interpolated(percent: float, expected: float) -> None:
-    """A percentile between two values is between them."""
-    assert percentile([4, 1, 3, 2], percent) == expected
+def test_without_a_peer_there_is_no_ratio() -> None:
+    """A ratio to oneself would look like a result."""
+    assert (
+        scenario_table(results(rate(OURS, 0, 80.0)), "distinct").splitlines()[2].split()[5] == "-"
+    )
 
 
-def test_table_gives_the_ratio_to_the_first_server() -> None:
-    """The medians over the rounds are shown, with the ratio of tokens a second."""
-    slow = figures(Run([sample(1.0, 2.0)], seconds=2.0))
-    fast = figures(Run([sample(1.0, 2.0)], seconds=1.0))
-    assert median([slow, fast, fast]).tokens_per_second == 2.0
-    lines = table([(4, "first", [slow, slow]), (4, "second", [fast])]).splitlines()
-    assert lines[1].split()[:5] == ["4", "first", "1.0", "(1.0-1.0)", "1.00"]
-    assert lines[2].split()[:5] == ["4", "second", "2.0", "(2.0-2.0)", "2.00"]
+def test_the_lone_tenant_is_compared_with_itself_alone() -> None:
+    """There the first case is the base, for each server its own."""
+    rows = [
+        Row("tenants", case, OURS, 0, Outcome({"ttft_p95": ttft}, 1, ttfts=[ttft]))
+        for case, ttft in [("B alone", 100.0), ("B, 16 clients of A", 150.0)]
+    ]
+    assert " 1.50 " in scenario_table(results(*rows), "tenants").splitlines()[3]
 
 
-def test_prompts_share_no_prefix() -> None:
-    """Each number gives a prompt of its own from its first words on."""
-    prompts = [prompt(number) for number in range(50)]
-    assert len({text.split(":")[0] for text in prompts}) == 50
+def test_a_scenario_with_failures_says_so() -> None:
+    """How many, where, and which; a server without an answer has dashes for figures."""
+    rows = [
+        Row("distinct", "1 client", OURS, turn, Outcome({}, 8, {"HTTP 500": 3, "timeout": 5}))
+        for turn in range(2)
+    ]
+    table = scenario_table(results(*rows), "distinct")
+    assert "FAILED: 16 of 16 requests, ours, 1 client (HTTP 500: 6, timeout: 10)" in table
+    assert table.splitlines()[2].split()[3:] == ["-"] * 9
+    assert results(*rows).num_failed == 16
+
+
+def test_counters_and_memory_are_in_the_report() -> None:
+    """What the prefix cache counted stands under its scenario, memory at the end."""
+    given = results(rate(OURS, 0, 80.0))
+    given.counters = {"distinct": {'vllm:prefix_cache_hits_total{model_name="m"}': 12.0}}
+    given.memory_mib = {OURS: {"at the start": 300.0, "after distinct": 500.0, "later": 400.0}}
+    text = report(given)
+    assert 'vllm:prefix_cache_hits_total{model_name="m"} +12' in text
+    assert ["ours", "300", "500"] in [line.split() for line in text.splitlines()]
+
+
+def every_scenario() -> Results:
+    rows = []
+    for name, layout in LAYOUTS.items():
+        figures = {column.figure: 5.0 for column in layout.columns}
+        outcome = Outcome(figures, 1, ttfts=[4.0, 6.0])
+        servers = {CHURN: [COLD, "churned"], OVERHEAD: [OURS]}.get(name, [OURS, LLAMA_SERVER])
+        rows += [
+            Row(name, case, server, turn, outcome)
+            for case in ("a", "b")
+            for server in servers
+            for turn in (0, 1)
+        ]
+    rows.append(Row("distinct", "c", OURS, 0, Outcome({}, 1, {"timeout": 1})))
+    return results(*rows)
+
+
+def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
+    """Tables and plots of a file are those of its run."""
+    given = every_scenario()
+    given.write(tmp_path / "results.json")
+    assert read_results(tmp_path / "results.json") == given
+
+
+def test_each_scenario_has_its_plot(tmp_path: Path) -> None:
+    """A PNG for each, also where a server has no figures."""
+    paths = write_plots(every_scenario(), tmp_path / "images")
+    assert [path.name for path in paths] == [f"{name}.png" for name in LAYOUTS]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_each_scenario_has_its_table(name: str) -> None:
+    """A line for each case and server."""
+    given = every_scenario()
+    table = scenario_table(given, name)
+    assert len(table.splitlines()) >= 2 + len(given.by_case(name))

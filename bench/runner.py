@@ -1,0 +1,129 @@
+"""Asks the scenarios: the servers in turn within each round, so that all see the same machine."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Sequence
+from typing import TypeVar
+
+from bench import metrics, servers
+from bench.engine_rate import BATCHED_BENCH, ENGINE, BatchedBench, engine_rate
+from bench.figures import Outcome
+from bench.load import Client, Request
+from bench.prompts import Prompts
+from bench.results import Results, Row
+from bench.scenarios import Distinct, Scenario
+from bench.servers import Setup, Target
+from bench.sizes import Sizes
+
+CHURN = "churned-cache"
+OVERHEAD = "engine-overhead"
+COLD, CHURNED = "ours, just started", "ours, caches churned"
+_CHURN_WORDS = 400
+_CHURN_CLIENTS = 4
+
+
+_Item = TypeVar("_Item")
+
+
+class Runner:
+    """Runs scenarios and keeps what they gave; owner: one run of the benchmark."""
+
+    def __init__(self, results: Results, sizes: Sizes, prompts: Prompts) -> None:
+        self._results = results
+        self._sizes = sizes
+        self._prompts = prompts
+
+    async def on_servers(self, targets: Sequence[Target], scenarios: Sequence[Scenario]) -> None:
+        """Ask running servers."""
+        for target in targets:
+            await self._warm_up(target)
+        self._note_memory(targets, "at the start")
+        for scenario in scenarios:
+            before = metrics.cache_counters(targets[0].metrics())
+            for turn in range(self._sizes.rounds):
+                for case in scenario.cases:
+                    for target in in_turn(targets, turn):
+                        await self._measure(scenario, case, target, turn)
+            after = metrics.cache_counters(targets[0].metrics())
+            self._results.counters[scenario.name] = metrics.risen(before, after)
+            self._note_memory(targets, f"after {scenario.name}")
+
+    async def on_churned_caches(self, setup: Setup) -> None:
+        """Ask our server with caches that have evicted, and beside it one that has just started."""
+        scenario = Distinct(self._sizes, CHURN)
+        with servers.ours(setup, CHURNED) as churned:
+            await self._warm_up(churned)
+            await self._churn(churned)
+            for turn in range(self._sizes.rounds):
+                with servers.ours(setup, COLD) as cold:
+                    await self._warm_up(cold)
+                    for case in scenario.cases:
+                        for target in in_turn([cold, churned], turn):
+                            await self._measure(scenario, case, target, turn)
+            self._results.counters[CHURN] = metrics.cache_counters(churned.metrics())
+            self._note_memory([churned], "at the end")
+
+    def on_engine(self, setup: Setup, peer: BatchedBench | None) -> None:
+        """Measure the decode rate of the engine without HTTP, beside llama-batched-bench."""
+        steps = self._sizes.decode_steps
+        for turn in range(self._sizes.rounds):
+            for count in self._sizes.clients:
+                for name in in_turn([BATCHED_BENCH, ENGINE] if peer else [ENGINE], turn):
+                    if peer is not None and name == BATCHED_BENCH:
+                        rate = peer.rate(count, steps)
+                    else:
+                        rate = engine_rate(setup, count, steps, seed=turn)
+                    outcome = Outcome({"decode_tokens_per_second": rate})
+                    self._add(Row(OVERHEAD, f"{count} sequences", name, turn, outcome))
+
+    async def _measure(self, scenario: Scenario, case: str, target: Target, turn: int) -> None:
+        cpu, began = time.process_time(), time.perf_counter()
+        async with Client(target) as client:
+            outcome = await scenario.run(case, client, self._prompts)
+        share = (time.process_time() - cpu) / (time.perf_counter() - began)
+        self._results.client_percent = max(self._results.client_percent, 100 * share)
+        self._add(Row(scenario.name, case, target.name, turn, outcome))
+
+    async def _warm_up(self, target: Target) -> None:
+        async with Client(target) as client:
+            await client.ask(Request.of(self._prompts.text(20), 4))
+
+    async def _churn(self, target: Target) -> None:
+        """Prefill new prompts until every tier of the cache has evicted."""
+        sizes = self._sizes
+        async with Client(target) as client:
+            for asked in range(0, sizes.churn_prompts, _CHURN_CLIENTS):
+                texts = [self._prompts.text(_CHURN_WORDS) for _ in range(_CHURN_CLIENTS)]
+                await client.ask_all([Request.of(text, 2) for text in texts], _CHURN_CLIENTS)
+                counters = metrics.cache_counters(target.metrics())
+                if metrics.num_evicting(counters) >= sizes.churn_evictions:
+                    say(f"\n{CHURN}: evicted after {asked + _CHURN_CLIENTS} prompts\n")
+                    return
+        say(
+            f"\n{CHURN}: {sizes.churn_prompts} prompts made "
+            f"{metrics.num_evicting(counters)} of {sizes.churn_evictions} tiers evict\n"
+        )
+
+    def _note_memory(self, targets: Sequence[Target], moment: str) -> None:
+        for target in targets:
+            if (mib := target.memory_mib()) is not None:
+                self._results.memory_mib.setdefault(target.name, {})[moment] = round(mib)
+
+    def _add(self, row: Row) -> None:
+        self._results.rows.append(row)
+        say("!" if row.outcome.errors else ".")
+
+
+def in_turn(items: Sequence[_Item], turn: int) -> list[_Item]:
+    """Return the items, a different one first in each round: none always follows the same."""
+    first = turn % len(items)
+    return [*items[first:], *items[:first]]
+
+
+def say(text: str) -> None:
+    """Tell how far the run is."""
+    with contextlib.suppress(OSError):
+        print(text, end="", file=sys.stderr, flush=True)
