@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import dataclasses
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -31,6 +32,8 @@ from bootstrap.cache import open_cache
 def main() -> int:
     """Do what the command line says; return the exit status, 1 when requests failed."""
     args = _parse()
+    # the servers end with us, and what was measured is shown
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         if args.command == "run":
             return _run(args)

@@ -66,7 +66,7 @@ LAYOUTS = {
     CHURN: Layout(
         "Distinct prompts on caches that have evicted",
         (
-            Column("stream_tokens_per_second", "decode tok/s a stream", True, 1),
+            Column("stream_tokens_per_second", "tok/s a stream", True, 1),
             Column("tokens_per_second", "tok/s", digits=1),
             _TTFT,
             _ITL,
@@ -106,7 +106,10 @@ def scenario_table(results: Results, name: str) -> str:
         ]
         rows.append([case, server, *cells])
     lines = [f"{layout.title} ({name}; {_rounds(found)})", _aligned(rows), *_failures(found)]
-    lines += [f"  {name} +{value:g}" for name, value in results.counters.get(name, {}).items()]
+    lines += [f"  {results.notes[name]}"] if name in results.notes else []
+    lines += [
+        f"  {counter} +{value:g}" for counter, value in results.counters.get(name, {}).items()
+    ]
     return "\n".join(lines)
 
 

@@ -35,6 +35,8 @@ class Results:
     """By server, then by the moment at which it was measured."""
     counters: dict[str, dict[str, float]] = field(default_factory=dict)
     """By scenario: how far our server's counters of the prefix cache rose."""
+    notes: dict[str, str] = field(default_factory=dict)
+    """By scenario: what its figures must be read with."""
     client_percent: float = 0.0
     """The load generator's own share of one core, the highest of all rounds."""
 

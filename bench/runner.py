@@ -42,12 +42,12 @@ class Runner:
             await self._warm_up(target)
         self._note_memory(targets, "at the start")
         for scenario in scenarios:
-            before = metrics.cache_counters(targets[0].metrics())
+            before = metrics.cache_samples(targets[0].metrics())
             for turn in range(self._sizes.rounds):
                 for case in scenario.cases:
                     for target in in_turn(targets, turn):
                         await self._measure(scenario, case, target, turn)
-            after = metrics.cache_counters(targets[0].metrics())
+            after = metrics.cache_samples(targets[0].metrics())
             self._results.counters[scenario.name] = metrics.risen(before, after)
             self._note_memory(targets, f"after {scenario.name}")
 
@@ -63,7 +63,9 @@ class Runner:
                     for case in scenario.cases:
                         for target in in_turn([cold, churned], turn):
                             await self._measure(scenario, case, target, turn)
-            self._results.counters[CHURN] = metrics.cache_counters(churned.metrics())
+            self._results.counters[CHURN] = metrics.risen(
+                {}, metrics.cache_samples(churned.metrics())
+            )
             self._note_memory([churned], "at the end")
 
     def on_engine(self, setup: Setup, peer: BatchedBench | None) -> None:
@@ -77,7 +79,15 @@ class Runner:
                     else:
                         rate = engine_rate(setup, count, steps, seed=turn)
                     outcome = Outcome({"decode_tokens_per_second": rate})
-                    self._add(Row(OVERHEAD, f"{count} sequences", name, turn, outcome))
+                    self._add(
+                        Row(
+                            OVERHEAD,
+                            f"{count} sequence{'s' if count > 1 else ''}",
+                            name,
+                            turn,
+                            outcome,
+                        )
+                    )
 
     async def _measure(self, scenario: Scenario, case: str, target: Target, turn: int) -> None:
         cpu, began = time.process_time(), time.perf_counter()
@@ -93,18 +103,19 @@ class Runner:
 
     async def _churn(self, target: Target) -> None:
         """Prefill new prompts until every tier of the cache has evicted."""
-        sizes = self._sizes
+        num_prompts = 0
+        history = [metrics.cache_samples(target.metrics())]
         async with Client(target) as client:
-            for asked in range(0, sizes.churn_prompts, _CHURN_CLIENTS):
+            while num_prompts < self._sizes.churn_prompts and not metrics.has_evicted(history):
                 texts = [self._prompts.text(_CHURN_WORDS) for _ in range(_CHURN_CLIENTS)]
                 await client.ask_all([Request.of(text, 2) for text in texts], _CHURN_CLIENTS)
-                counters = metrics.cache_counters(target.metrics())
-                if metrics.num_evicting(counters) >= sizes.churn_evictions:
-                    say(f"\n{CHURN}: evicted after {asked + _CHURN_CLIENTS} prompts\n")
-                    return
-        say(
-            f"\n{CHURN}: {sizes.churn_prompts} prompts made "
-            f"{metrics.num_evicting(counters)} of {sizes.churn_evictions} tiers evict\n"
+                num_prompts += len(texts)
+                history.append(metrics.cache_samples(target.metrics()))
+        self._results.notes[CHURN] = (
+            f"{num_prompts} prompts of {_CHURN_WORDS} words before: "
+            f"{metrics.total(history[-1], 'evictions'):.0f} tokens evicted from the KV cache, "
+            f"{metrics.total(history[-1], 'host_cache_bytes') / (1 << 20):.0f} MiB on the host"
+            + ("" if metrics.has_evicted(history) else "; NOT all tiers were full")
         )
 
     def _note_memory(self, targets: Sequence[Target], moment: str) -> None:

@@ -21,7 +21,6 @@ class Sizes:
     crowd: int = 16
     lone_requests: int = 100
     churn_prompts: int = 400
-    churn_evictions: int = 2
     decode_steps: int = 64
 
     @property

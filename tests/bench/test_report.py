@@ -68,9 +68,11 @@ def test_counters_and_memory_are_in_the_report() -> None:
     """What the prefix cache counted stands under its scenario, memory at the end."""
     given = results(rate(OURS, 0, 80.0))
     given.counters = {"distinct": {'vllm:prefix_cache_hits_total{model_name="m"}': 12.0}}
+    given.notes = {"distinct": "8 prompts before"}
     given.memory_mib = {OURS: {"at the start": 300.0, "after distinct": 500.0, "later": 400.0}}
     text = report(given)
     assert 'vllm:prefix_cache_hits_total{model_name="m"} +12' in text
+    assert "\n  8 prompts before\n" in text
     assert ["ours", "300", "500"] in [line.split() for line in text.splitlines()]
 
 
