@@ -70,6 +70,7 @@ class EngineRun:
         tenant: str = "",
         priority: int = 0,
         cache_salt: str = "",
+        sampling: SamplingParams | None = None,
     ) -> int:
         """Submit a request; return its id."""
         new_id = self._next_id
@@ -81,7 +82,7 @@ class EngineRun:
                 request_id=f"req-{new_id}",
                 prompt=prompt,
                 max_tokens=max_tokens,
-                sampling=SamplingParams(),
+                sampling=sampling or SamplingParams(),
                 stops=stops or [],
                 resume=resume or [],
                 add_special=add_special,

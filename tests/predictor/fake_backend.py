@@ -6,7 +6,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection
 
 from kserve_llamacpp.engine.engine import KVCacheFull, LogitsNotFinite, Row
-from kserve_llamacpp.engine.frames import SamplingParams
+from kserve_llamacpp.engine.frames import Logprobs, SamplingParams, TokenLogprob
 from kserve_llamacpp.engine.sampling import draw_seed
 from tests.predictor.fake_memory import FakeMemory
 
@@ -79,6 +79,10 @@ class FakeBackend:
         """Return the byte; nothing for the first token, a text for the end that nobody may see."""
         return bytes([token]) if token < END else {END: b"<end>", BEGIN: b""}[token]
 
+    def special_piece(self, token: int) -> bytes:
+        """Return the byte, or the text of a token that is otherwise not seen."""
+        return {END: b"<end>", BEGIN: b"<begin>"}.get(token) or self.piece(token)
+
     def is_end(self, token: int) -> bool:
         """Whether it is the end token."""
         return token == END
@@ -132,8 +136,17 @@ class FakeSampler:
         """Take note of a token that was drawn before."""
         self._drawn.append(token)
 
+    def logprobs(self, row: int, token: int, num_top: int) -> Logprobs:
+        """Find every draw as likely as its position and its token say, and `num_top` others."""
+        drawn = _logprob(token, -float(len(self._drawn)))
+        return Logprobs(drawn, [_logprob(other, -float(other)) for other in range(num_top)])
+
     def close(self) -> None:
         """Take note that the sampler was freed, once."""
         assert self._backend is not None, "a sampler that is closed twice"
         self._backend.num_open_samplers -= 1
         self._backend = None
+
+
+def _logprob(token: int, logprob: float) -> TokenLogprob:
+    return TokenLogprob(token, logprob, bytes([token]) if token < END else b"")

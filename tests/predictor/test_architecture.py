@@ -25,15 +25,18 @@ _PURE = (
     "engine/cache/snapshots.py",
     "engine/admission.py",
     "engine/detokenizer.py",
+    "engine/dry.py",
     "engine/engine.py",
     "engine/fair_queue.py",
     "engine/frames.py",
+    "engine/penalties.py",
     "engine/sampling.py",
     "engine/scheduler.py",
     "engine/sequence.py",
     "engine/step_budget.py",
     "engine/service_rate.py",
     "engine/watchdog.py",
+    "engine/typical.py",
 )
 _IMPURE = {"asyncio", "os", "random", "secrets", "socket", "subprocess", "threading", "time"}
 

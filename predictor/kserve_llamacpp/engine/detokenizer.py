@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from collections import deque
 
 
 class Detokenizer:
@@ -12,38 +13,69 @@ class Detokenizer:
     stop string; everything before that was returned.
     """
 
-    def __init__(self, stops: list[str]) -> None:
+    def __init__(self, stops: list[str], include_stop: bool = False, min_tokens: int = 0) -> None:
+        """`include_stop` shows the stop string; in the first `min_tokens` pieces none is sought."""
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._stops = stops
         self._longest = max((len(stop) for stop in stops), default=0)
+        self._include_stop = include_stop
+        self._min_tokens = min_tokens
         self._held = ""
+        self._num_pieces = 0
+        self._num_decoded = 0  # characters, as all below
+        self._num_released = 0
+        self._spans: deque[tuple[int, int]] = deque()  # of the pieces that are not all shown
         self.stopped = False
+
+    @property
+    def num_shown(self) -> int:
+        """How many pieces were fed whose text was returned; after a stop, also those cut by it."""
+        return self._num_pieces - len(self._spans)
 
     def feed(self, piece: bytes) -> str:
         """Take a token's bytes, return the text that became certain.
 
         Sets `stopped` when a stop string is complete; the text ends before it then.
         """
-        return self._release(self._decoder.decode(piece))
+        self._num_pieces += 1
+        start = self._num_decoded
+        new = self._decoder.decode(piece)
+        self._num_decoded += len(new)
+        is_cut, _ = self._decoder.getstate()  # the first bytes of a character
+        self._spans.append((start, self._num_decoded + bool(is_cut)))
+        return self._release(new)
 
     def flush(self) -> str:
         """Return what is held back, at the end of a sequence that no stop string ended."""
         if self.stopped:
             return ""
         text = self._release(self._decoder.decode(b"", final=True))
-        held, self._held = self._held, ""  # emptied where a stop string was completed
-        return text + held
+        if not self.stopped:  # else the last character completed a stop string
+            text += self._held
+            self._held = ""
+            self._spans.clear()
+        return text
 
     def _release(self, new: str) -> str:
-        if not self._stops:
+        text = self._without_stop(new)
+        self._num_released += len(text)
+        shown = self._num_released
+        while self._spans and (
+            self._spans[0][1] <= shown or (self.stopped and self._spans[0][0] < shown)
+        ):
+            self._spans.popleft()
+        return text
+
+    def _without_stop(self, new: str) -> str:
+        if not self._stops or self._num_pieces <= self._min_tokens:
             return new
         text = self._held + new
         found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
-            _, start = min(found)  # the first to be complete, however the text came in pieces
+            end, start = min(found)  # the first to be complete, however the text came in pieces
             self.stopped = True
             self._held = ""
-            return text[:start]
+            return text[: end if self._include_stop else start]
         keep = self._held_length(text)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

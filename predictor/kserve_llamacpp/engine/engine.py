@@ -12,6 +12,7 @@ from kserve_llamacpp.engine.cache.memory import CacheStats
 from kserve_llamacpp.engine.frames import (
     Event,
     FinishReason,
+    Logprobs,
     Output,
     Rejected,
     SamplingParams,
@@ -51,6 +52,15 @@ class Row:
     is_output: bool
 
 
+@dataclass(frozen=True)
+class Draw:
+    """The token that a sequence got, and what the model thought of it, where that was asked for."""
+
+    sequence: Sequence
+    token: int
+    logprobs: list[Logprobs]
+
+
 class Backend(Protocol):
     """What the engine asks of a model; the real one is `LlamaBackend`."""
 
@@ -67,6 +77,10 @@ class Backend(Protocol):
 
     def piece(self, token: int) -> bytes:
         """Return a token's bytes; none for a control token."""
+        ...
+
+    def special_piece(self, token: int) -> bytes:
+        """Return a token's bytes, those of a control token, too."""
         ...
 
     def is_end(self, token: int) -> bool:
@@ -132,7 +146,7 @@ class Engine:
         )
         sequence.sampler = self._backend.sampler(request.sampling, prompt)
         for token in request.resume:  # the text of these was sent by an earlier engine
-            sequence.text.feed(self._backend.piece(token))
+            sequence.text.feed(self._piece(sequence, token))
             sequence.sampler.accept(token)
         self._sequences[sequence.id] = sequence
         self._scheduler.add(sequence)
@@ -265,7 +279,7 @@ class Engine:
             raise DecodeFailed("no cells for a sequence that is alone in the cache")
         return [chunk for chunk in chunks if chunk.sequence is not victim]
 
-    def _sample(self, computed: list[tuple[Chunk, int]]) -> list[tuple[Sequence, int]]:
+    def _sample(self, computed: list[tuple[Chunk, int]]) -> list[Draw]:
         """Draw a token for every sequence whose last token was computed."""
         drawn = []
         for chunk, row in computed:
@@ -279,17 +293,20 @@ class Engine:
             if not can_draw or sequence.sampler is None:
                 continue
             try:
-                drawn.append((sequence, sequence.sampler.sample(row, sequence.num_generated)))
+                drawn.append(_draw(sequence, sequence.sampler, row))
             except LogitsNotFinite:
                 self.reject(Rejected(sequence.id, "failed", "the model computed no finite logits"))
                 self._release(sequence, keep=False)
         return drawn
 
-    def _emit(self, drawn: list[tuple[Sequence, int]]) -> None:
-        for sequence, token in drawn:
+    def _emit(self, drawn: list[Draw]) -> None:
+        for draw in drawn:
+            sequence, token = draw.sequence, draw.token
             sequence.tokens.append(token)
-            is_end = self._backend.is_end(token)
-            text = "" if is_end else sequence.text.feed(self._backend.piece(token))
+            params = sequence.sampling
+            is_end = self._backend.is_end(token) or token in params.stop_token_ids
+            is_shown = not is_end or params.include_stop_str_in_output
+            text = sequence.text.feed(self._piece(sequence, token)) if is_shown else ""
             reason: FinishReason | None = None
             if is_end or sequence.text.stopped:
                 reason = "stop"
@@ -299,11 +316,17 @@ class Engine:
                 text += sequence.text.flush()
                 if sequence.text.stopped:  # the held-back end completed a stop string
                     reason = "stop"
+            num_shown = sequence.text.num_shown if draw.logprobs else 0
             self._events.append(
-                Output(id=sequence.id, tokens=[token], text=text, finish_reason=reason)
+                Output(sequence.id, [token], text, reason, draw.logprobs, num_shown)
             )
             if reason is not None:
                 self._release(sequence)
+
+    def _piece(self, sequence: Sequence, token: int) -> bytes:
+        if sequence.sampling.skip_special_tokens:
+            return self._backend.piece(token)
+        return self._backend.special_piece(token)
 
     def _release(self, sequence: Sequence, keep: bool = True) -> None:
         self._scheduler.finish(sequence, keep)
@@ -348,6 +371,13 @@ def _too_long(request: Submit, longest: int, count: str) -> Rejected:
         f"However, your prompt has {count} tokens. "
         "Please reduce its length, and leave room for the answer.",
     )
+
+
+def _draw(sequence: Sequence, sampler: Sampler, row: int) -> Draw:
+    token = sampler.sample(row, sequence.num_generated)
+    num_top = sequence.sampling.logprobs
+    logprobs = [] if num_top is None else [sampler.logprobs(row, token, num_top)]
+    return Draw(sequence, token, logprobs)
 
 
 def _rows(chunk: Chunk) -> list[Row]:

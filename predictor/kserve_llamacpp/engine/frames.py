@@ -31,6 +31,20 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
     logit_bias: dict[int, float] = {}
     ignore_eos: bool = False
     seed: int = 0
+    choice: int = 0  # which of a request's choices: each draws for itself
+    typical_p: float = 1.0
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = 64  # -1: the whole context
+    dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    min_tokens: int = 0
+    stop_token_ids: list[int] = []
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+    logprobs: int | None = None  # how many alternatives to tell of each token; None: nothing
 
 
 class Submit(msgspec.Struct, tag=True, frozen=True, omit_defaults=True):
@@ -104,16 +118,37 @@ class Started(msgspec.Struct, tag=True, frozen=True):
 
     id: int
     prompt_tokens: int
-    cached_tokens: int = 0
+    cached_tokens: int = 0  # of them: those that were found in the prefix cache
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """A token, its natural logarithm of probability, and its bytes (a control token's, too)."""
+
+    token: int
+    logprob: float
+    text: bytes
+
+
+class Logprobs(msgspec.Struct, frozen=True, array_like=True):
+    """What the model thought of one draw: of the token, and of the likeliest, best first."""
+
+    drawn: TokenLogprob
+    top: list[TokenLogprob]
 
 
 class Output(msgspec.Struct, tag=True, frozen=True, omit_defaults=True):
-    """What one step gave one sequence: tokens, the text that became certain, maybe the end."""
+    """What one step gave one sequence: tokens, the text that became certain, maybe the end.
+
+    Where logprobs were asked for, each token has its own; `num_shown` counts from the sequence's
+    beginning the tokens whose text is out, so that no logprob tells what the text holds back.
+    """
 
     id: int
     tokens: list[int]
     text: str = ""
     finish_reason: FinishReason | None = None
+    logprobs: list[Logprobs] = []
+    num_shown: int = 0
 
 
 class Rejected(msgspec.Struct, tag=True, frozen=True):

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from kserve_llamacpp.engine.frames import FinishReason, Output, SamplingParams
+from kserve_llamacpp.engine.frames import FinishReason, Logprobs, Output, SamplingParams
 from openai_protocol.errors import ApiError
 
 
@@ -30,11 +30,15 @@ class Request:
 
 @dataclass(frozen=True)
 class Delta:
-    """What one or several steps gave a request; the last one has a finish reason."""
+    """What one or several steps gave a request; the last one has a finish reason.
+
+    `logprobs` are of the tokens whose text is out, those of this text or of an earlier one.
+    """
 
     text: str
     num_tokens: int
     finish_reason: FinishReason | None
+    logprobs: list[Logprobs] = dataclasses.field(default_factory=list)
 
 
 class Generation:
@@ -51,6 +55,9 @@ class Generation:
         self.tokens: list[int] = []
         self.prompt_tokens: int | None = None
         self.cached_tokens = 0  # of the prompt
+        self.sum_logprob = 0.0  # of all tokens, where logprobs were asked for
+        self._held_logprobs: deque[Logprobs] = deque()  # of tokens whose text is not out yet
+        self._num_shown = 0
         self.num_deaths = 0
         self.last_token_at: float | None = None
         self._pending: deque[Delta] = deque()
@@ -86,24 +93,41 @@ class Generation:
         text = "".join(delta.text for delta in self._pending)
         num_tokens = sum(delta.num_tokens for delta in self._pending)
         finish_reason = self._pending[-1].finish_reason
+        logprobs = [entry for delta in self._pending for entry in delta.logprobs]
         self._pending.clear()
-        return Delta(text, num_tokens, finish_reason)
+        return Delta(text, num_tokens, finish_reason, logprobs)
 
     async def _wait(self) -> None:
         self._changed.clear()
         await self._changed.wait()
 
+    @property
+    def mean_logprob(self) -> float:
+        """How likely the model finds what it wrote, per token."""
+        return self.sum_logprob / max(1, len(self.tokens))
+
     def put_started(self, prompt_tokens: int, cached_tokens: int = 0) -> None:
         """Take note that the engine has begun with the prompt, of which a cache had a part."""
-        self.cached_tokens = cached_tokens
         self.prompt_tokens = prompt_tokens
+        self.cached_tokens = cached_tokens
         self._changed.set()
 
     def put(self, output: Output) -> None:
         """Take what a step gave."""
         self.tokens += output.tokens
-        self._pending.append(Delta(output.text, len(output.tokens), output.finish_reason))
+        logprobs = self._shown_logprobs(output)
+        self._pending.append(Delta(output.text, len(output.tokens), output.finish_reason, logprobs))
         self._changed.set()
+
+    def _shown_logprobs(self, output: Output) -> list[Logprobs]:
+        """Return the logprobs of the tokens whose text came out with this output."""
+        self._held_logprobs.extend(output.logprobs)
+        self.sum_logprob += sum(entry.drawn.logprob for entry in output.logprobs)
+        shown = []
+        while self._held_logprobs and self._num_shown < output.num_shown:
+            shown.append(self._held_logprobs.popleft())
+            self._num_shown += 1
+        return shown
 
     def fail(self, error: ApiError) -> None:
         """End the request with an error, after what came before it."""

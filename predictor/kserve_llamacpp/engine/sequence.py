@@ -6,7 +6,7 @@ from enum import Enum
 from typing import Protocol
 
 from kserve_llamacpp.engine.detokenizer import Detokenizer
-from kserve_llamacpp.engine.frames import SamplingParams
+from kserve_llamacpp.engine.frames import Logprobs, SamplingParams
 
 
 class Sampler(Protocol):
@@ -18,6 +18,10 @@ class Sampler(Protocol):
 
     def accept(self, token: int) -> None:
         """Take note of a token that was drawn before (a replay)."""
+        ...
+
+    def logprobs(self, row: int, token: int, num_top: int) -> Logprobs:
+        """Return what the model itself, untouched by parameters, thought of a row's token."""
         ...
 
     def close(self) -> None:
@@ -61,7 +65,7 @@ class Sequence:
         self.num_replayed = len(resume)
         self.max_tokens = max_tokens
         self.sampling = sampling
-        self.text = Detokenizer(stops)
+        self.text = Detokenizer(stops, sampling.include_stop_str_in_output, sampling.min_tokens)
         self.sampler: Sampler | None = None
         self.state = State.WAITING
         self.slot: int | None = None

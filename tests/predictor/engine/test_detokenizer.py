@@ -119,3 +119,69 @@ def test_after_a_stop_nothing_is_left() -> None:
     assert detokenizer.feed(b"yes STOP no ST") == "yes "
     assert detokenizer.stopped
     assert detokenizer.flush() == ""
+
+
+@given(text=_texts, stops=_stops, places=_places)
+def test_the_stop_may_be_shown(text: str, stops: list[str], places: list[int]) -> None:
+    """With `include_stop` the text ends behind the first complete stop string, however it came."""
+    detokenizer = Detokenizer(stops, include_stop=True)
+    shown = ""
+    for piece in _cut(text.encode(), places):
+        shown += detokenizer.feed(piece)
+        if detokenizer.stopped:
+            break
+    shown += detokenizer.flush()
+
+    before = _before_first_stop(text, stops)
+    ends = [before + stop for stop in stops if text.startswith(before + stop)]
+    assert shown == (text if before == text else min(ends, key=len))
+
+
+@given(text=_texts, stops=_stops, places=_places, min_tokens=st.integers(0, 6))
+def test_the_first_tokens_hold_no_stop(
+    text: str, stops: list[str], places: list[int], min_tokens: int
+) -> None:
+    """In the first `min_tokens` pieces nothing is sought; what follows is read as a new text."""
+    pieces = _cut(text.encode(), places)
+    first = b"".join(pieces[:min_tokens]).decode("utf-8", "ignore")
+    rest = text[len(first) :]
+    detokenizer = Detokenizer(stops, min_tokens=min_tokens)
+    shown = ""
+    for piece in pieces:
+        shown += detokenizer.feed(piece)
+        if detokenizer.stopped:
+            break
+    shown += detokenizer.flush()
+
+    assert shown == first + _before_first_stop(rest, stops)
+
+
+@given(text=_texts, stops=_stops, places=_places)
+def test_a_piece_counts_as_shown_when_all_its_text_is(
+    text: str, stops: list[str], places: list[int]
+) -> None:
+    """`num_shown` never counts a piece of which something is held back, and leaves none out."""
+    pieces = _cut(text.encode(), places)
+    detokenizer = Detokenizer(stops)
+    shown = ""
+    for count, piece in enumerate(pieces, 1):
+        shown += detokenizer.feed(piece)
+        if detokenizer.stopped:
+            break
+        ends = [len(b"".join(pieces[:end])) for end in range(1, count + 1)]
+        assert detokenizer.num_shown == sum(end <= len(shown.encode()) for end in ends)
+    shown += detokenizer.flush()
+
+    starts = [len(b"".join(pieces[:start])) for start in range(len(pieces))]
+    assert detokenizer.num_shown == sum(start < len(shown.encode()) for start in starts)
+
+
+def test_a_token_without_text_is_shown_with_what_came_before() -> None:
+    """A control token has no text of its own: it waits only for what stands before it."""
+    detokenizer = Detokenizer(["ab"])
+    counts = []
+    for piece in (b"", b"a", b"", b"c"):
+        detokenizer.feed(piece)
+        counts.append(detokenizer.num_shown)
+
+    assert counts == [1, 1, 1, 4]

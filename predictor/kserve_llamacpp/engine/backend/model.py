@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from kserve_llamacpp import cgroup
 from kserve_llamacpp.engine.backend.batch import Batch
 from kserve_llamacpp.engine.backend.library import LoadFailed, llama, start_library
 from kserve_llamacpp.engine.backend.memory import LlamaMemory
-from kserve_llamacpp.engine.backend.sampler import LlamaSampler
+from kserve_llamacpp.engine.backend.sampler import LlamaSampler, Samplers
 from kserve_llamacpp.engine.backend.sizing import Memory, choose_n_ctx
 from kserve_llamacpp.engine.backend.vocabulary import Vocabulary
 from kserve_llamacpp.engine.backend.weights import Weights
@@ -96,6 +95,7 @@ class LlamaBackend:
         if not offloads:
             self.max_mixed_rows = min(options.n_batch, _TILED_ROWS - 1)
         self._batch = Batch(options.n_batch)
+        self._samplers = Samplers(self._context, self._vocabulary, self.max_length)
 
     def tokenize(self, text: str, add_special: bool) -> list[int]:
         """Return the token ids of a text; its special tokens are recognised.
@@ -107,6 +107,10 @@ class LlamaBackend:
     def piece(self, token: int) -> bytes:
         """Return a token's bytes; none for a control token."""
         return self._vocabulary.piece(token)
+
+    def special_piece(self, token: int) -> bytes:
+        """Return a token's bytes, those of a control token, too."""
+        return self._vocabulary.text(token, special=True)
 
     def is_end(self, token: int) -> bool:
         """Whether the token ends generation."""
@@ -122,10 +126,7 @@ class LlamaBackend:
 
     def sampler(self, params: SamplingParams, prompt: list[int]) -> LlamaSampler:
         """Make a sampler that draws from the batch computed last."""
-        biases = dict(params.logit_bias)
-        if params.ignore_eos:
-            biases |= dict.fromkeys(self._vocabulary.end_tokens, -math.inf)
-        return LlamaSampler(self._context, self.n_vocab, self.max_length, params, biases, prompt)
+        return self._samplers.make(params, prompt)
 
     def host_bytes(self) -> int:
         """Return how much host memory may be used for what the KV cache gives up."""

@@ -106,3 +106,10 @@ class Vocabulary:
     def end_tokens(self) -> list[int]:
         """The tokens that end generation."""
         return [token for token in range(self.size) if self.is_end(token)]
+
+    @cached_property
+    def suppressed_tokens(self) -> list[int]:
+        """The tokens that the model's file forbids to write."""
+        count = ctypes.c_int32(0)
+        tokens = llama.llama_vocab_get_suppress_tokens(self._handle, ctypes.byref(count))
+        return list(tokens[: count.value]) if count.value > 0 else []
