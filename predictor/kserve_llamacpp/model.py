@@ -126,15 +126,35 @@ def _request(instance: Any, parameters: Json, at: int) -> ChatCompletionRequest 
     body = {**parameters, **(own if isinstance(own, dict) else {}), **instance}
     body.pop("parameters", None)
     if body.pop("stream", None):
-        raise InvalidRequest(
-            "Unsupported parameter: 'stream': V1 predict answers in one piece.",
-            param="stream",
-            code=ErrorCode.UNSUPPORTED_PARAMETER,
-        )
+        raise _unsupported("stream", "V1 predict answers in one piece")
+    request: ChatCompletionRequest | CompletionRequest
     with _named(at):
         if "messages" in body:
-            return check_request(ChatCompletionRequest, body)
-        return check_request(CompletionRequest, body)
+            request = check_request(ChatCompletionRequest, body)
+        else:
+            request = check_request(CompletionRequest, body)
+        _refuse_more_than_a_text(request)
+    return request
+
+
+def _refuse_more_than_a_text(request: ChatCompletionRequest | CompletionRequest) -> None:
+    wants = {
+        "n": request.num_choices > 1,
+        "best_of": request.num_generated_choices > 1,
+        "logprobs": request.num_top_logprobs is not None,
+        "echo": isinstance(request, CompletionRequest) and bool(request.echo),
+    }
+    for name, is_wanted in wants.items():
+        if is_wanted:
+            raise _unsupported(name, "a prediction is one text")
+
+
+def _unsupported(name: str, why: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"Unsupported parameter: '{name}': {why}.",
+        param=name,
+        code=ErrorCode.UNSUPPORTED_PARAMETER,
+    )
 
 
 def _submit(
@@ -146,7 +166,7 @@ def _submit(
 ) -> list[Generation]:
     with _named(at):
         if isinstance(request, ChatCompletionRequest):
-            return [served.chat(request, request_id, tenant)]
+            return served.chat(request, request_id, tenant)
         if len(request.prompts()) != 1:
             raise InvalidRequest("Invalid 'prompt': an instance has one prompt.", param="prompt")
         return served.complete(request, request_id, tenant)
@@ -155,11 +175,11 @@ def _submit(
 async def _predict(generation: Generation, at: int) -> Json:
     with _named(at):
         prompt_tokens = await generation.started()
-        text, finish_reason = await collect(generation)
+        result = await collect(generation)
     return {
-        "text": text,
-        "finish_reason": finish_reason,
-        "usage": responses.usage(prompt_tokens, len(generation.tokens)),
+        "text": result.text,
+        "finish_reason": result.finish_reason,
+        "usage": responses.usage(prompt_tokens, len(generation.tokens), generation.cached_tokens),
     }
 
 

@@ -7,7 +7,7 @@ import time
 import msgspec
 import structlog
 
-from kserve_llamacpp.chat.prompt import chat_request, completion_requests
+from kserve_llamacpp.chat.prompt import chat_requests, completion_requests
 from kserve_llamacpp.chat.template import ChatTemplate
 from kserve_llamacpp.config import Config
 from kserve_llamacpp.engine.admission import QueueLimits
@@ -27,7 +27,7 @@ from kserve_llamacpp.errors import (
 from kserve_llamacpp.logging import resolve_format
 from kserve_llamacpp.metrics import EngineMetrics
 from kserve_llamacpp.tenant import of_tenant
-from openai_protocol.errors import Unavailable
+from openai_protocol.errors import InvalidRequest, Unavailable
 from openai_protocol.requests import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -100,21 +100,36 @@ class ServedModel:
         """End the engine; requests that still run fail."""
         await self.engine.stop()
 
-    def chat(self, body: ChatCompletionRequest, request_id: str, tenant: str = "") -> Generation:
-        """Submit a chat; raises ApiError."""
-        request = chat_request(body, self._template, self.facts, request_id)
-        return self.engine.submit(self._of_tenant(request, body, tenant))
+    def chat(
+        self, body: ChatCompletionRequest, request_id: str, tenant: str = ""
+    ) -> list[Generation]:
+        """Submit a chat, one generation a choice; raises as `complete` does."""
+        requests = chat_requests(body, self._template, self.facts, request_id)
+        return self._submit(requests, body, tenant)
 
     def complete(
         self, body: CompletionRequest, request_id: str, tenant: str = ""
     ) -> list[Generation]:
-        """Submit a text completion, one generation a prompt; raises ApiError, submits all or none.
+        """Submit a text completion: the choices of the first prompt, then those of the next.
 
-        Whoever calls must cancel what is left of them, whatever happens.
+        Raises ApiError; submits all or none. Whoever calls must cancel what is left of them,
+        whatever happens.
         """
+        return self._submit(completion_requests(body, self.facts, request_id), body, tenant)
+
+    def _submit(
+        self, requests: list[Request], body: GenerationRequest, tenant: str
+    ) -> list[Generation]:
+        most = self._config.max_waiting + self.facts.max_sequences
+        if len(requests) > most:
+            raise InvalidRequest(
+                f"The request asks for {len(requests)} answers at once; this model server takes "
+                f"{most} at most: lower 'n' or 'best_of', or send fewer prompts.",
+                param="n" if requests[0].field == "messages" else "prompt",
+            )
         generations: list[Generation] = []
         try:
-            for request in completion_requests(body, self.facts, request_id):
+            for request in requests:
                 own = self._of_tenant(request, body, tenant)
                 generations.append(self.engine.submit(own))
         except BaseException:

@@ -16,9 +16,15 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 512
 MAX_LOGIT_BIASES = 1024
 MAX_CACHE_SALT_LENGTH = 512
+MAX_CHOICES = 128
+MAX_TOP_LOGPROBS = 20
+MAX_STOP_TOKENS = 128
+MAX_SEQUENCE_BREAKERS = 16
+MAX_SEQUENCE_BREAKER_LENGTH = 40
 _INT32 = 2**31  # tokens and counts are this wide in llama.cpp and most engines
 
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
+SequenceBreaker = Annotated[str, Field(min_length=1, max_length=MAX_SEQUENCE_BREAKER_LENGTH)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 TokenId = Annotated[int, Field(ge=0, lt=_INT32)]
 # fail_fast: a body of a million wrong elements would be a million errors
@@ -42,7 +48,7 @@ class GenerationRequest(BaseModel):
     model: str | None = Field(None, min_length=1, max_length=256)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
-    n: int | None = Field(None, ge=1, le=128)
+    n: int | None = Field(None, ge=1, le=MAX_CHOICES)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     max_tokens: int | None = Field(None, ge=1, lt=_INT32)
     stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] | None = None
@@ -53,13 +59,44 @@ class GenerationRequest(BaseModel):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
-    # beyond OpenAI, under the names that vLLM gives them
+    # beyond OpenAI, under the names that vLLM gives them, or (dry, xtc, typical) llama-server
     top_k: int | None = Field(None, ge=-1, lt=_INT32)
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, gt=0, le=2)
     ignore_eos: bool | None = None
     priority: int | None = Field(None, ge=-_INT32, lt=_INT32)  # lower is earlier
     cache_salt: str | None = Field(None, min_length=1, max_length=MAX_CACHE_SALT_LENGTH)
+    min_tokens: int | None = Field(None, ge=0, lt=_INT32)
+    stop_token_ids: Annotated[list[TokenId], Field(fail_fast=True)] | None = Field(
+        None, max_length=MAX_STOP_TOKENS
+    )
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    typical_p: float | None = Field(None, gt=0, le=1)
+    dry_multiplier: float | None = Field(None, ge=0, le=100)
+    dry_base: float | None = Field(None, ge=1, le=100)
+    dry_allowed_length: int | None = Field(None, ge=1, lt=_INT32)
+    dry_penalty_last_n: int | None = Field(None, ge=-1, lt=_INT32)
+    dry_sequence_breakers: Annotated[list[SequenceBreaker], Field(fail_fast=True)] | None = Field(
+        None, max_length=MAX_SEQUENCE_BREAKERS
+    )
+    xtc_probability: float | None = Field(None, ge=0, le=1)
+    xtc_threshold: float | None = Field(None, ge=0, le=1)
+
+    @property
+    def num_choices(self) -> int:
+        """How many choices each prompt gets."""
+        return self.n or 1
+
+    @property
+    def num_generated_choices(self) -> int:
+        """How many choices of each prompt are generated, to give the best of them."""
+        return self.num_choices
+
+    @property
+    def num_top_logprobs(self) -> int | None:
+        """How many alternatives to tell of each token; None where no logprobs are wanted."""
+        return None
 
     def stop_strings(self) -> list[str]:
         """Return `stop` as a list, empty where it is not given."""
@@ -112,6 +149,13 @@ class ChatCompletionRequest(GenerationRequest):
 
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(None, ge=1, lt=_INT32)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+
+    @property
+    def num_top_logprobs(self) -> int | None:
+        """How many alternatives to tell of each token; None where no logprobs are wanted."""
+        return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
     def token_limit(self) -> int | None:
@@ -131,6 +175,18 @@ class CompletionRequest(GenerationRequest):
         | Annotated[list[Tokens], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
     )
     echo: bool | None = None
+    best_of: int | None = Field(None, ge=1, le=MAX_CHOICES)
+    logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+
+    @property
+    def num_generated_choices(self) -> int:
+        """How many choices of each prompt are generated, to give the best of them."""
+        return self.num_choices if self.best_of is None else self.best_of
+
+    @property
+    def num_top_logprobs(self) -> int | None:
+        """How many alternatives to tell of each token; None where no logprobs are wanted."""
+        return self.logprobs
 
     def prompts(self) -> list[str | list[int]]:
         """Return the prompts one by one, each as text or as token ids."""

@@ -2,30 +2,65 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 Json = dict[str, Any]
 
 
-def usage(prompt_tokens: int, completion_tokens: int) -> Json:
-    """Return the `usage` object, in tokens."""
+class ScoredToken(Protocol):
+    """A token's bytes and the natural logarithm of its probability."""
+
+    @property
+    def text(self) -> bytes: ...
+    @property
+    def logprob(self) -> float: ...
+
+
+class Draw(Protocol):
+    """A token that was drawn, and the likeliest at its place, best first."""
+
+    @property
+    def drawn(self) -> ScoredToken: ...
+    @property
+    def top(self) -> Sequence[ScoredToken]: ...
+
+
+def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> Json:
+    """Return the `usage` object, in tokens; `cached_tokens` of the prompt's were not computed."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": cached_tokens},
     }
 
 
-def chat_completion(head: Json, text: str, finish_reason: str, usage: Json) -> Json:
-    """Return a whole chat completion with one choice; `head` comes from `completion_head`."""
+def chat_completion(head: Json, choices: list[Json], usage: Json) -> Json:
+    """Return a whole chat completion; its choices come from `chat_choice`."""
+    return {**head, "object": "chat.completion", "choices": choices, "usage": usage}
+
+
+def chat_choice(index: int, text: str, finish_reason: str, logprobs: Json | None = None) -> Json:
+    """Return one choice of a chat completion; `logprobs` come from `chat_logprobs`."""
     message = {"role": "assistant", "content": text, "refusal": None}
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
-    return {**head, "object": "chat.completion", "choices": [choice], "usage": usage}
+    return {
+        "index": index,
+        "message": message,
+        "logprobs": logprobs,
+        "finish_reason": finish_reason,
+    }
 
 
-def chat_chunk(head: Json, delta: Json, finish_reason: str | None = None) -> Json:
+def chat_chunk(
+    head: Json,
+    index: int,
+    delta: Json,
+    finish_reason: str | None = None,
+    logprobs: Json | None = None,
+) -> Json:
     """Return one chunk of a chat stream."""
-    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+    choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
     return {**head, "object": "chat.completion.chunk", "choices": [choice]}
 
 
@@ -34,18 +69,68 @@ def text_completion(head: Json, choices: list[Json], usage: Json) -> Json:
     return {**head, "object": "text_completion", "choices": choices, "usage": usage}
 
 
-def text_chunk(head: Json, index: int, text: str, finish_reason: str | None = None) -> Json:
+def text_chunk(
+    head: Json,
+    index: int,
+    text: str,
+    finish_reason: str | None = None,
+    logprobs: Json | None = None,
+) -> Json:
     """Return one chunk of a text stream."""
+    choice = text_choice(index, text, finish_reason, logprobs)
+    return {**head, "object": "text_completion", "choices": [choice]}
+
+
+def text_choice(
+    index: int, text: str, finish_reason: str | None, logprobs: Json | None = None
+) -> Json:
+    """Return one choice of a text completion; `logprobs` come from `text_logprobs`."""
+    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
+
+
+def chat_logprobs(draws: Sequence[Draw]) -> Json:
+    """Return the `logprobs` of a chat's choice: one entry for each token of its text."""
+    content = [
+        {**_scored(draw.drawn), "top_logprobs": [_scored(token) for token in draw.top]}
+        for draw in draws
+    ]
+    return {"content": content, "refusal": None}
+
+
+def text_logprobs(draws: Sequence[Draw], offsets: list[int], num_top: int) -> Json:
+    """Return the `logprobs` of a text's choice; `offsets` say where in it each token begins.
+
+    The alternatives are an object by the tokens' texts, which also holds the drawn one.
+    """
+    tops = [
+        {token_text(token.text, "bytes:"): token.logprob for token in (*draw.top, draw.drawn)}
+        for draw in draws
+    ]
     return {
-        **head,
-        "object": "text_completion",
-        "choices": [text_choice(index, text, finish_reason)],
+        "tokens": [token_text(draw.drawn.text, "bytes:") for draw in draws],
+        "token_logprobs": [draw.drawn.logprob for draw in draws],
+        "top_logprobs": tops if num_top > 0 else None,
+        "text_offset": offsets,
     }
 
 
-def text_choice(index: int, text: str, finish_reason: str | None) -> Json:
-    """Return one choice of a text completion."""
-    return {"index": index, "text": text, "logprobs": None, "finish_reason": finish_reason}
+def token_text(data: bytes, prefix: str = "") -> str:
+    """Return a token's text; one that is a part of a character has its bytes written out.
+
+    `prefix` stands before such bytes: OpenAI writes `bytes:` there in text completions.
+    """
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return prefix + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def _scored(token: ScoredToken) -> Json:
+    return {
+        "token": token_text(token.text),
+        "logprob": token.logprob,
+        "bytes": list(token.text),
+    }
 
 
 def usage_chunk(head: Json, object_name: str, usage: Json) -> Json:

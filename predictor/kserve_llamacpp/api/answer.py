@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Protocol
-from uuid import uuid4
 
 import msgspec
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
+from kserve_llamacpp.api.shapes import Shape
+from kserve_llamacpp.engine.frames import Logprobs
 from kserve_llamacpp.engine.generation import Delta, Generation
 from kserve_llamacpp.served_model import ServedModel
 from openai_protocol import responses, sse
@@ -20,85 +21,20 @@ from openai_protocol.requests import GenerationRequest
 from openai_protocol.responses import Json
 
 
-class Shape(Protocol):
-    """How one endpoint writes its answer."""
+@dataclass(frozen=True)
+class Collected:
+    """All that a generation gave."""
 
-    head: Json
-    object_name: str
-
-    def opening(self) -> Json | None:
-        """Return the chunk that opens a stream, if there is one."""
-        ...
-
-    def chunk(self, index: int, text: str) -> Json:
-        """Return a chunk with text."""
-        ...
-
-    def ending(self, index: int, finish_reason: str) -> Json:
-        """Return the chunk with the reason of a choice's end."""
-        ...
-
-    def whole(self, texts: list[str], finish_reasons: list[str], usage: Json) -> Json:
-        """Return the answer in one piece."""
-        ...
-
-
-class ChatShape:
-    """A chat completion: one choice, opened by its role."""
-
-    object_name = "chat.completion.chunk"
-
-    def __init__(self, model: str, fingerprint: str) -> None:
-        self.head = _head("chatcmpl", model, fingerprint)
-
-    def opening(self) -> Json | None:
-        """Return the chunk that names the role."""
-        return responses.chat_chunk(self.head, {"role": "assistant", "content": ""})
-
-    def chunk(self, index: int, text: str) -> Json:
-        """Return a chunk with text."""
-        return responses.chat_chunk(self.head, {"content": text})
-
-    def ending(self, index: int, finish_reason: str) -> Json:
-        """Return the chunk with the reason of the end."""
-        return responses.chat_chunk(self.head, {}, finish_reason)
-
-    def whole(self, texts: list[str], finish_reasons: list[str], usage: Json) -> Json:
-        """Return the answer in one piece."""
-        return responses.chat_completion(self.head, texts[0], finish_reasons[0], usage)
-
-
-class TextShape:
-    """A text completion: one choice for each prompt."""
-
-    object_name = "text_completion"
-
-    def __init__(self, model: str, fingerprint: str) -> None:
-        self.head = _head("cmpl", model, fingerprint)
-
-    def opening(self) -> Json | None:
-        """Return nothing: a text has no opening."""
-        return None
-
-    def chunk(self, index: int, text: str) -> Json:
-        """Return a chunk with text."""
-        return responses.text_chunk(self.head, index, text)
-
-    def ending(self, index: int, finish_reason: str) -> Json:
-        """Return the chunk with the reason of a choice's end."""
-        return responses.text_chunk(self.head, index, "", finish_reason)
-
-    def whole(self, texts: list[str], finish_reasons: list[str], usage: Json) -> Json:
-        """Return the answer in one piece."""
-        choices = [
-            responses.text_choice(index, text, reason)
-            for index, (text, reason) in enumerate(zip(texts, finish_reasons, strict=True))
-        ]
-        return responses.text_completion(self.head, choices, usage)
+    text: str
+    finish_reason: str
+    logprobs: list[Logprobs]
 
 
 class Answer:
-    """One request's answer; owner: its route. Whatever happens, its generations end with it."""
+    """One request's answer; owner: its route. Whatever happens, its generations end with it.
+
+    The generations are the choices of the first prompt, then those of the next.
+    """
 
     def __init__(
         self,
@@ -113,6 +49,10 @@ class Answer:
         self._body = body
         self._generations = generations
         self._shape = shape
+        choices = body.num_generated_choices
+        self._prompts = [
+            generations[at : at + choices] for at in range(0, len(generations), choices)
+        ]
         scope["access_log"].update(model=model.name, stream=bool(body.stream))
 
     async def response(self) -> Response:
@@ -130,29 +70,34 @@ class Answer:
     def close(self) -> None:
         """Cancel what still runs, and tell the access log."""
         self._model.cancel(self._generations)
+        usage = self._usage()
         self._scope["access_log"].update(
-            prompt_tokens=sum(g.prompt_tokens or 0 for g in self._generations),
-            completion_tokens=sum(len(g.tokens) for g in self._generations),
+            prompt_tokens=usage["prompt_tokens"], completion_tokens=usage["completion_tokens"]
         )
 
     async def _whole(self) -> Response:
-        results = await asyncio.gather(*(collect(g) for g in self._generations))
-        texts = [text for text, _ in results]
-        reasons = [reason for _, reason in results]
+        collected = await asyncio.gather(*(collect(g) for g in self._generations))
+        of = dict(zip(self._generations, collected, strict=True))
+        count = self._body.num_choices
+        results = [of[best] for choices in self._prompts for best in _best(choices, count)]
         self.close()
-        body = self._shape.whole(texts, reasons, self._usage())
+        choices = [
+            self._shape.choice(index, result.text, result.finish_reason, result.logprobs)
+            for index, result in enumerate(results)
+        ]
+        body = self._shape.whole(choices, self._usage())
         return Response(msgspec.json.encode(body), media_type="application/json")
 
     async def _events(self) -> AsyncIterator[bytes]:
         """Yield whole events, several at once when they came together."""
-        opening = self._shape.opening()
-        if opening is not None:
-            yield _event(opening)
+        openings = [self._shape.opening(index) for index in range(len(self._generations))]
+        if opening := b"".join(_event(chunk) for chunk in openings if chunk is not None):
+            yield opening
         try:
             async for index, delta in _merge(self._generations):
                 events = b""
-                if delta.text:
-                    events += _event(self._shape.chunk(index, delta.text))
+                if delta.text or delta.logprobs:
+                    events += _event(self._shape.chunk(index, delta.text, delta.logprobs))
                 if delta.finish_reason is not None:
                     events += _event(self._shape.ending(index, delta.finish_reason))
                 if events:
@@ -166,8 +111,12 @@ class Answer:
         yield sse.DONE
 
     def _usage(self) -> Json:
-        prompt_tokens = sum(g.prompt_tokens or 0 for g in self._generations)
-        return responses.usage(prompt_tokens, sum(len(g.tokens) for g in self._generations))
+        """Count each prompt once, and all that was generated."""
+        return responses.usage(
+            prompt_tokens=sum(choices[0].prompt_tokens or 0 for choices in self._prompts),
+            completion_tokens=sum(len(g.tokens) for g in self._generations),
+            cached_tokens=sum(min(g.cached_tokens for g in choices) for choices in self._prompts),
+        )
 
 
 class EventStream(Response):
@@ -204,24 +153,27 @@ class Closer(Protocol):
     def __call__(self) -> None: ...
 
 
-def _head(prefix: str, model: str, fingerprint: str) -> Json:
-    return responses.completion_head(
-        f"{prefix}-{uuid4().hex}", int(time.time()), model, fingerprint
-    )
-
-
 def _event(chunk: Json) -> bytes:
     return sse.event(msgspec.json.encode(chunk))
 
 
-async def collect(generation: Generation) -> tuple[str, str]:
-    """Return a generation's whole text and its finish reason; raises ApiError."""
+async def collect(generation: Generation) -> Collected:
+    """Return all that a generation gives, at its end; raises ApiError."""
     texts = []
+    logprobs = []
     reason = ""
     async for delta in generation.deltas():
         texts.append(delta.text)
+        logprobs += delta.logprobs
         reason = delta.finish_reason or ""
-    return "".join(texts), reason
+    return Collected("".join(texts), reason, logprobs)
+
+
+def _best(choices: list[Generation], count: int) -> list[Generation]:
+    """Return the choices whose tokens the model finds the likeliest, where not all are wanted."""
+    if count == len(choices):
+        return choices
+    return sorted(choices, key=lambda choice: -choice.mean_logprob)[:count]
 
 
 async def _merge(generations: list[Generation]) -> AsyncIterator[tuple[int, Delta]]:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import msgspec
 from fastapi import APIRouter, Request, Response
 
-from kserve_llamacpp.api.answer import Answer, ChatShape, TextShape
+from kserve_llamacpp.api.answer import Answer
+from kserve_llamacpp.api.shapes import ChatShape, TextShape
 from kserve_llamacpp.served_model import ServedModel
 from kserve_llamacpp.tenant import tenant_of
 from openai_protocol import responses
@@ -87,19 +88,27 @@ class _Routes:
         """Answer a chat completion, whole or as a stream."""
         body = parse_request(ChatCompletionRequest, await request.body())
         model = self._models.get(body.model)
-        shape = ChatShape(model.name, model.facts.fingerprint)
         tenant = tenant_of(request.headers, body.user)
-        generation = model.chat(body, request.headers["x-request-id"], tenant)
-        return await Answer(request.scope, model, body, [generation], shape).response()
+        shape = ChatShape(model.name, model.facts.fingerprint, body.num_top_logprobs)
+        generations = model.chat(body, request.headers["x-request-id"], tenant)
+        return await Answer(request.scope, model, body, generations, shape).response()
 
     async def complete(self, request: Request) -> Response:
         """Answer a text completion, whole or as a stream."""
         body = parse_request(CompletionRequest, await request.body())
         model = self._models.get(body.model)
-        shape = TextShape(model.name, model.facts.fingerprint)
         tenant = tenant_of(request.headers, body.user)
+        shape = TextShape(model.name, model.facts.fingerprint, body.num_top_logprobs, _echoes(body))
         generations = model.complete(body, request.headers["x-request-id"], tenant)
         return await Answer(request.scope, model, body, generations, shape).response()
+
+
+def _echoes(body: CompletionRequest) -> list[str] | None:
+    """Return the text that each choice begins with, where prompts are to be repeated."""
+    if not body.echo:
+        return None
+    texts = [prompt for prompt in body.prompts() if isinstance(prompt, str)]
+    return [text for text in texts for _ in range(body.num_choices)]
 
 
 def _model_object(model: ServedModel) -> Json:

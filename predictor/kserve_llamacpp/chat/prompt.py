@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 from typing import TypeVar
+
+import msgspec
 
 from kserve_llamacpp.chat.template import ChatTemplate
 from kserve_llamacpp.engine.frames import ModelFacts, SamplingParams
@@ -20,18 +23,14 @@ Number = TypeVar("Number", int, float)
 
 # OpenAI's parameters that change nothing here when they have these values
 _NEUTRAL: dict[str, tuple[object, ...]] = {
-    "best_of": (1,),
-    "echo": (False,),
     "function_call": ("none",),
     "functions": ([],),
-    "logprobs": (False, 0),
     "modalities": (["text"],),
     "parallel_tool_calls": (True, False),
     "response_format": ({"type": "text"},),
     "suffix": ("",),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
-    "top_logprobs": (0,),
     "verbosity": ("medium",),
 }
 # OpenAI's parameters about storage and accounting: they never change an answer
@@ -46,11 +45,13 @@ _WITHOUT_EFFECT = frozenset(
 )
 
 
-def chat_request(
+def chat_requests(
     body: ChatCompletionRequest, template: ChatTemplate | None, facts: ModelFacts, request_id: str
-) -> Request:
-    """Return what the engine is asked for a chat; raises InvalidRequest."""
+) -> list[Request]:
+    """Return what the engine is asked for each choice of a chat; raises InvalidRequest."""
     refuse_unsupported(body)
+    if body.top_logprobs and not body.logprobs:
+        raise _conflict("top_logprobs", "it needs 'logprobs': true")
     if template is None:
         raise InvalidRequest(
             "This model has no chat template; use /v1/completions.",
@@ -60,31 +61,40 @@ def chat_request(
     prompt = template.render(body.messages)
     # most templates write the first token themselves; the tokenizer would add a second one
     has_bos = bool(facts.bos_token) and prompt.startswith(facts.bos_token)
-    return _request(body, prompt, facts, request_id, "messages", add_special=not has_bos)
+    request = _request(body, facts, request_id, "messages")
+    return _choices(dataclasses.replace(request, prompt=prompt, add_special=not has_bos), body)
 
 
 def completion_requests(
     body: CompletionRequest, facts: ModelFacts, request_id: str
 ) -> list[Request]:
-    """Return what the engine is asked for each prompt of a text completion.
+    """Return what the engine is asked for the choices of the first prompt, then of the next.
 
     Raises InvalidRequest.
     """
     refuse_unsupported(body)
+    prompts = body.prompts()
+    if body.num_generated_choices < body.num_choices:
+        raise _conflict("best_of", "it cannot be below 'n'")
+    if body.num_generated_choices > body.num_choices and body.stream:
+        raise _conflict(
+            "best_of", "a stream cannot wait for the best: leave it out or equal to 'n'"
+        )
+    if body.echo and body.logprobs is not None:
+        raise _unsupported("echo", "this model server has no logprobs of prompts")
+    if body.echo and not all(isinstance(prompt, str) for prompt in prompts):
+        raise _unsupported("echo", "this model server repeats prompts of text alone")
+    request = _request(body, facts, request_id, "prompt")
     return [
-        _request(body, prompt, facts, request_id, "prompt", add_special=True)
-        for prompt in body.prompts()
+        choice
+        for prompt in prompts
+        for choice in _choices(dataclasses.replace(request, prompt=prompt), body)
     ]
 
 
 def refuse_unsupported(body: GenerationRequest) -> None:
     """Raise InvalidRequest for a parameter that would be silently ignored."""
-    if body.n not in (None, 1):
-        raise _unsupported("n", "only one choice for a request is supported")
-    given = dict(body.model_extra or {})
-    if isinstance(body, CompletionRequest) and body.echo:
-        given["echo"] = True
-    for name, value in given.items():
+    for name, value in (body.model_extra or {}).items():
         if value is None or name in _WITHOUT_EFFECT:
             continue
         if name not in _NEUTRAL:
@@ -105,38 +115,75 @@ def _unsupported(name: str, why: str) -> InvalidRequest:
     )
 
 
-def _request(
-    body: GenerationRequest,
-    prompt: str | list[int],
-    facts: ModelFacts,
-    request_id: str,
-    field: str,
-    add_special: bool,
-) -> Request:
+def _conflict(name: str, why: str) -> InvalidRequest:
+    return InvalidRequest(f"Invalid '{name}': {why}.", param=name)
+
+
+def _choices(request: Request, body: GenerationRequest) -> list[Request]:
+    """Return the request once for each choice to generate; they share the seed, not the draws."""
+    return [
+        dataclasses.replace(
+            request, sampling=msgspec.structs.replace(request.sampling, choice=choice)
+        )
+        for choice in range(body.num_generated_choices)
+    ]
+
+
+def _request(body: GenerationRequest, facts: ModelFacts, request_id: str, field: str) -> Request:
+    """Return what all choices have in common; the prompt is still missing."""
+    if body.token_limit is not None and _or(body.min_tokens, 0) > body.token_limit:
+        raise _conflict("min_tokens", "it is above the most tokens that may be generated")
     return Request(
         request_id=request_id,
-        prompt=prompt,
+        prompt="",
         max_tokens=body.token_limit,
         sampling=_sampling(body, facts),
         stops=body.stop_strings(),
-        add_special=add_special,
         field=field,
     )
 
 
 def _sampling(body: GenerationRequest, facts: ModelFacts) -> SamplingParams:
+    usual = SamplingParams()
+    breakers = body.dry_sequence_breakers
+    num_top_logprobs = body.num_top_logprobs
+    if num_top_logprobs is None and body.num_generated_choices > body.num_choices:
+        num_top_logprobs = 0  # by which the best are found
     return SamplingParams(
-        temperature=_or(body.temperature, 1.0),
-        top_k=max(0, _or(body.top_k, 0)),
-        top_p=_or(body.top_p, 1.0),
+        temperature=_or(body.temperature, usual.temperature),
+        top_k=max(0, _or(body.top_k, usual.top_k)),
+        top_p=_or(body.top_p, usual.top_p),
         min_p=_or(body.min_p, DEFAULT_MIN_P),
-        repetition_penalty=_or(body.repetition_penalty, 1.0),
-        presence_penalty=_or(body.presence_penalty, 0.0),
-        frequency_penalty=_or(body.frequency_penalty, 0.0),
+        repetition_penalty=_or(body.repetition_penalty, usual.repetition_penalty),
+        presence_penalty=_or(body.presence_penalty, usual.presence_penalty),
+        frequency_penalty=_or(body.frequency_penalty, usual.frequency_penalty),
         logit_bias=_logit_bias(body, facts),
         ignore_eos=bool(body.ignore_eos),
         seed=body.seed if body.seed is not None else secrets.randbits(63),
+        typical_p=_or(body.typical_p, usual.typical_p),
+        dry_multiplier=_or(body.dry_multiplier, usual.dry_multiplier),
+        dry_base=_or(body.dry_base, usual.dry_base),
+        dry_allowed_length=_or(body.dry_allowed_length, usual.dry_allowed_length),
+        dry_penalty_last_n=_or(body.dry_penalty_last_n, usual.dry_penalty_last_n),
+        dry_sequence_breakers=usual.dry_sequence_breakers if breakers is None else tuple(breakers),
+        xtc_probability=_or(body.xtc_probability, usual.xtc_probability),
+        xtc_threshold=_or(body.xtc_threshold, usual.xtc_threshold),
+        min_tokens=_or(body.min_tokens, usual.min_tokens),
+        stop_token_ids=_stop_token_ids(body, facts),
+        include_stop_str_in_output=bool(body.include_stop_str_in_output),
+        skip_special_tokens=body.skip_special_tokens is not False,
+        logprobs=num_top_logprobs,
     )
+
+
+def _stop_token_ids(body: GenerationRequest, facts: ModelFacts) -> list[int]:
+    for at, token in enumerate(body.stop_token_ids or []):
+        if token >= facts.n_vocab:
+            raise InvalidRequest(
+                f"Invalid 'stop_token_ids[{at}]': {token} is not a token id below {facts.n_vocab}.",
+                param=f"stop_token_ids[{at}]",
+            )
+    return list(body.stop_token_ids or [])
 
 
 def _or(value: Number | None, default: Number) -> Number:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from starlette.types import Message, Scope
 
-from kserve_llamacpp.api.answer import Answer, ChatShape, EventStream, TextShape
+from kserve_llamacpp.api.answer import Answer, EventStream
+from kserve_llamacpp.api.shapes import ChatShape, TextShape
 from kserve_llamacpp.engine.generation import Generation
 from openai_protocol.errors import ApiError, Unavailable
 from openai_protocol.requests import ChatCompletionRequest, CompletionRequest
@@ -34,7 +35,8 @@ class _Exchange:
     """One request's answer over a client whose engine the test plays."""
 
     def __init__(self, run: ClientRun, prompts: str = "p", is_chat: bool = True, **body: Any):
-        self.generations = [run.submit(prompt) for prompt in prompts]
+        count = body.get("best_of") or body.get("n") or 1
+        self.generations = [run.submit(prompt) for prompt in prompts for _ in range(count)]
         self.scope: Scope = {"type": "http", "access_log": {}}
         self.sent: list[Message] = []
         request: ChatCompletionRequest | CompletionRequest
@@ -42,7 +44,8 @@ class _Exchange:
             request = ChatCompletionRequest(messages=[{"role": "user", "content": "x"}], **body)
         else:
             request = CompletionRequest(prompt=list(prompts), **body)
-        shape = ChatShape("m", "fp") if is_chat else TextShape("m", "fp")
+        num_top = request.num_top_logprobs
+        shape = ChatShape("m", "fp", num_top) if is_chat else TextShape("m", "fp", num_top)
         model: Any = _Model(run)
         self._answer = Answer(self.scope, model, request, self.generations, shape)
 
@@ -77,7 +80,12 @@ async def test_a_whole_chat_has_text_reason_and_usage() -> None:
     answer = json.loads(exchange.body())
     assert answer["choices"][0]["message"]["content"] == "hello"
     assert answer["choices"][0]["finish_reason"] == "stop"
-    assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
+    assert answer["usage"] == {
+        "prompt_tokens": 3,
+        "completion_tokens": 5,
+        "total_tokens": 8,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
     assert exchange.scope["access_log"] == {
         "model": "m",
         "stream": False,

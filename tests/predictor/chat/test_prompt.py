@@ -8,9 +8,9 @@ import msgspec
 import pytest
 
 from kserve_llamacpp.chat import prompt as chat_prompt
-from kserve_llamacpp.chat.prompt import chat_request, completion_requests
+from kserve_llamacpp.chat.prompt import chat_requests, completion_requests
 from kserve_llamacpp.chat.template import ChatTemplate
-from kserve_llamacpp.engine.frames import ModelFacts
+from kserve_llamacpp.engine.frames import ModelFacts, SamplingParams
 from kserve_llamacpp.engine.generation import Request
 from openai_protocol.errors import InvalidRequest
 from openai_protocol.requests import ChatCompletionRequest, CompletionRequest
@@ -23,7 +23,8 @@ def _chat(
     template: ChatTemplate | None = _PLAIN, facts: ModelFacts = FACTS, **fields: Any
 ) -> Request:
     body = ChatCompletionRequest(messages=[{"role": "user", "content": "hi"}], **fields)
-    return chat_request(body, template, facts, "req-1")
+    (request, *_) = chat_requests(body, template, facts, "req-1")
+    return request
 
 
 def _texts(prompt: Any, **fields: Any) -> list[Request]:
@@ -79,18 +80,12 @@ def test_a_model_without_a_template_has_no_chat() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("best_of", 2),
-        ("echo", True),
         ("functions", [{"name": "f"}]),
-        ("logprobs", True),
-        ("logprobs", 5),
         ("modalities", ["text", "audio"]),
-        ("n", 2),
         ("response_format", {"type": "json_object"}),
         ("suffix", "end"),
         ("tool_choice", "required"),
         ("tools", [{"type": "function"}]),
-        ("top_logprobs", 3),
     ],
 )
 def test_what_would_be_ignored_is_refused_by_name(name: str, value: Any) -> None:
@@ -104,7 +99,6 @@ def test_what_would_be_ignored_is_refused_by_name(name: str, value: Any) -> None
 @pytest.mark.parametrize(
     "fields",
     [
-        {"best_of": 1},
         {"n": 1},
         {"logprobs": False},
         {"tools": []},
@@ -130,13 +124,66 @@ def test_an_unknown_parameter_is_refused_by_name() -> None:
     assert len(long.message) < 200
 
 
-def test_echo_is_refused_in_completions_too() -> None:
-    """`echo` is a field of completions, and not supported there either."""
+def _conflict(*args: Any, **fields: Any) -> tuple[str, str | None]:
     with pytest.raises(InvalidRequest) as caught:
-        _texts("a", echo=True)
+        _texts(*args, **fields)
+    assert caught.value.status == 400
+    return caught.value.code, caught.value.param
 
-    assert (caught.value.code, caught.value.param) == ("unsupported_parameter", "echo")
-    assert len(_texts("a", echo=False)) == 1
+
+def test_each_choice_is_a_request_that_draws_for_itself() -> None:
+    """The choices of a prompt share it and their seed; only their number differs."""
+    requests = _texts(["a", "b"], n=3, seed=5)
+
+    assert [request.prompt for request in requests] == ["a"] * 3 + ["b"] * 3
+    assert [request.sampling.choice for request in requests] == [0, 1, 2, 0, 1, 2]
+    assert {request.sampling.seed for request in requests} == {5}
+
+
+def test_choices_without_a_seed_share_a_random_one() -> None:
+    """One seed is made for the whole request."""
+    assert len({request.sampling.seed for request in _texts("a", n=4)}) == 1
+
+
+def test_best_of_generates_more_than_are_wanted() -> None:
+    """`best_of` says how many choices are generated, with the logprobs that rank them."""
+    requests = _texts("a", n=2, best_of=4)
+
+    assert [request.sampling.logprobs for request in requests] == [0] * 4
+    assert [request.sampling.logprobs for request in _texts("a", n=2, best_of=2)] == [None] * 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "param"),
+    [
+        ({"n": 3, "best_of": 2}, "invalid_value", "best_of"),
+        ({"best_of": 2, "stream": True}, "invalid_value", "best_of"),
+        ({"echo": True, "logprobs": 0}, "unsupported_parameter", "echo"),
+        ({"min_tokens": 5, "max_tokens": 4}, "invalid_value", "min_tokens"),
+        ({"stop_token_ids": [3, 258]}, "invalid_value", "stop_token_ids[1]"),
+    ],
+)
+def test_what_cannot_be_together_is_refused_by_name(
+    fields: dict[str, Any], code: str, param: str
+) -> None:
+    """Parameters that contradict each other, or the model, name the one to change."""
+    assert _conflict("a", **fields) == (code, param)
+
+
+def test_an_echo_of_token_ids_is_refused() -> None:
+    """A prompt of token ids cannot be repeated: the server has no vocabulary."""
+    assert _conflict([1, 2], echo=True) == ("unsupported_parameter", "echo")
+    assert len(_texts("a", echo=True)) == 1
+
+
+def test_top_logprobs_need_logprobs() -> None:
+    """Alternatives alone make no answer: OpenAI refuses them, too."""
+    error = _refusal(top_logprobs=3)
+
+    assert (error.code, error.param) == ("invalid_value", "top_logprobs")
+    assert _chat(logprobs=True, top_logprobs=3).sampling.logprobs == 3
+    assert _chat(logprobs=True).sampling.logprobs == 0
+    assert _chat(logprobs=False, top_logprobs=0).sampling.logprobs is None
 
 
 def test_sampling_parameters_arrive() -> None:
@@ -150,10 +197,29 @@ def test_sampling_parameters_arrive() -> None:
         "presence_penalty": 0.75,
         "frequency_penalty": -0.5,
         "seed": 11,
+        "ignore_eos": True,
+        "min_tokens": 3,
+        "stop_token_ids": [4, 5],
+        "include_stop_str_in_output": True,
+        "skip_special_tokens": False,
+        "typical_p": 0.5,
+        "dry_multiplier": 0.5,
+        "dry_base": 1.25,
+        "dry_allowed_length": 4,
+        "dry_penalty_last_n": -1,
+        "xtc_probability": 0.5,
+        "xtc_threshold": 0.25,
     }
     sampling = _chat(**fields).sampling
 
     assert {name: getattr(sampling, name) for name in fields} == fields
+
+
+def test_sequence_breakers_arrive() -> None:
+    """DRY's breakers are llama-server's unless they are given; none is a list, too."""
+    assert _chat(dry_sequence_breakers=["a", "b"]).sampling.dry_sequence_breakers == ("a", "b")
+    assert _chat(dry_sequence_breakers=[]).sampling.dry_sequence_breakers == ()
+    assert _chat().sampling.dry_sequence_breakers == ("\n", ":", '"', "*")
 
 
 def test_zero_is_a_value() -> None:
@@ -169,7 +235,7 @@ def test_what_is_left_out_has_the_documented_defaults() -> None:
 
     assert (sampling.temperature, sampling.top_p, sampling.top_k) == (1.0, 1.0, 0)
     assert sampling.min_p == chat_prompt.DEFAULT_MIN_P
-    assert (sampling.repetition_penalty, sampling.logit_bias) == (1.0, {})
+    assert msgspec.structs.replace(sampling, seed=0, min_p=0.0) == SamplingParams()
 
 
 def test_top_k_of_minus_one_is_no_limit() -> None:
