@@ -13,6 +13,7 @@ from kserve_llamacpp.engine.frames import (
     Command,
     FinishReason,
     Hello,
+    Logprobs,
     ModelFacts,
     Output,
     Report,
@@ -21,6 +22,7 @@ from kserve_llamacpp.engine.frames import (
     Stats,
     Step,
     Submit,
+    TokenLogprob,
 )
 from kserve_llamacpp.engine.generation import Delta, Generation, Request
 from kserve_llamacpp.engine.observers import EngineState
@@ -224,14 +226,31 @@ class ClientRun:
         """Report a step with these events."""
         self.process.report(Step(events=list(events), stats=STATS))
 
-    def begin(self, *generations: Generation) -> None:
+    def begin(self, *generations: Generation, cached_tokens: int = 0) -> None:
         """Report that requests have started, with a prompt of 3 tokens each."""
-        self.tell(*(Started(id=generation.id, prompt_tokens=3) for generation in generations))
+        self.tell(*(Started(generation.id, 3, cached_tokens) for generation in generations))
 
-    def give(self, generation: Generation, text: str, end: FinishReason | None = None) -> None:
-        """Report a token for each character of a text, all in one step."""
-        output = Output(generation.id, [ord(char) for char in text], text, end)
-        self.tell(output)
+    def give(
+        self,
+        generation: Generation,
+        text: str,
+        end: FinishReason | None = None,
+        logprobs: list[float] | None = None,
+        num_shown: int = 0,
+    ) -> None:
+        """Report a token for each character of a text, all in one step.
+
+        With `logprobs` there is a token for each of them instead, the text's next or a control
+        token; `num_shown` is told with them.
+        """
+        tokens = [ord(char) for char in text]
+        entries = []
+        for at, logprob in enumerate(logprobs or []):
+            drawn = TokenLogprob(at, logprob, text[at : at + 1].encode())
+            entries.append(Logprobs(drawn, [drawn]))
+        if logprobs is not None:
+            tokens = list(range(len(logprobs)))
+        self.tell(Output(generation.id, tokens, text, end, entries, num_shown))
 
     def submitted(self) -> dict[int, Submit]:
         """Return what the running process was asked to begin, by id."""

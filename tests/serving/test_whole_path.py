@@ -66,6 +66,38 @@ async def test_several_clients_stream_and_not(proxy: Proxy) -> None:
         assert completion.usage.completion_tokens == 2
 
 
+async def test_choices_and_logprobs_go_through(proxy: Proxy) -> None:
+    """Every parameter passes the proxy; choices and logprobs come back, streamed or not."""
+    ask = {
+        **STORY,
+        "n": 2,
+        "max_tokens": 8,
+        "temperature": 1.5,
+        "logprobs": True,
+        "top_logprobs": 2,
+        "extra_body": {"ignore_eos": True, "dry_multiplier": 0.5, "xtc_probability": 0.1},
+    }
+    async with connect(proxy) as client:
+        whole = await client.chat.completions.create(**ask)
+        chunks = [c async for c in await client.chat.completions.create(**ask, stream=True)]
+        best = await client.completions.create(
+            model="smollm2", prompt="One", max_tokens=2, n=2, best_of=3, logprobs=1, echo=False
+        )
+    assert whole.usage is not None
+    assert whole.usage.completion_tokens == 16
+    assert whole.usage.prompt_tokens_details is not None
+    for index, choice in enumerate(whole.choices):
+        own = [c.choices[0] for c in chunks if c.choices[0].index == index]
+        assert "".join(c.delta.content or "" for c in own)
+        assert own[-1].finish_reason == "length"
+        assert choice.logprobs is not None
+        assert len(choice.logprobs.content or []) == 8
+        assert sum(len((c.logprobs and c.logprobs.content) or []) for c in own) == 8
+    assert len(best.choices) == 2
+    assert best.usage is not None
+    assert best.usage.completion_tokens == 6
+
+
 async def test_errors_of_the_predictor_arrive_as_they_are(proxy: Proxy) -> None:
     """What only the predictor can know is wrong reaches the client with its code and field."""
     async with connect(proxy) as client:

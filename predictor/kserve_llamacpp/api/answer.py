@@ -58,8 +58,8 @@ class Answer:
     async def response(self) -> Response:
         """Return the answer; raises ApiError for what fails before the first event."""
         try:
-            for generation in self._generations:
-                await generation.started()
+            for choices in self._prompts:  # what holds for one choice holds for the others
+                await choices[0].started()
             if self._body.stream:
                 return EventStream(self._events(), self.close)
             return await self._whole()

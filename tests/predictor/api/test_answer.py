@@ -7,71 +7,19 @@ import json
 from typing import Any
 
 import pytest
-from starlette.types import Message, Scope
+from starlette.types import Message
 
-from kserve_llamacpp.api.answer import Answer, EventStream
-from kserve_llamacpp.api.shapes import ChatShape, TextShape
-from kserve_llamacpp.engine.generation import Generation
+from kserve_llamacpp.api.answer import EventStream
 from openai_protocol.errors import ApiError, Unavailable
-from openai_protocol.requests import ChatCompletionRequest, CompletionRequest
-from openai_protocol.sse import data_of, split_events
+from tests.predictor.exchange import Exchange
 from tests.predictor.fake_process import ClientRun, settle
-
-
-class _Model:
-    """As much of a served model as an answer asks for."""
-
-    name = "m"
-
-    def __init__(self, run: ClientRun) -> None:
-        self._run = run
-
-    def cancel(self, generations: list[Generation]) -> None:
-        for generation in generations:
-            self._run.client.cancel(generation)
-
-
-class _Exchange:
-    """One request's answer over a client whose engine the test plays."""
-
-    def __init__(self, run: ClientRun, prompts: str = "p", is_chat: bool = True, **body: Any):
-        count = body.get("best_of") or body.get("n") or 1
-        self.generations = [run.submit(prompt) for prompt in prompts for _ in range(count)]
-        self.scope: Scope = {"type": "http", "access_log": {}}
-        self.sent: list[Message] = []
-        request: ChatCompletionRequest | CompletionRequest
-        if is_chat:
-            request = ChatCompletionRequest(messages=[{"role": "user", "content": "x"}], **body)
-        else:
-            request = CompletionRequest(prompt=list(prompts), **body)
-        num_top = request.num_top_logprobs
-        shape = ChatShape("m", "fp", num_top) if is_chat else TextShape("m", "fp", num_top)
-        model: Any = _Model(run)
-        self._answer = Answer(self.scope, model, request, self.generations, shape)
-
-    async def run(self) -> None:
-        response = await self._answer.response()
-        await response(self.scope, self._receive, self._send)
-
-    async def _receive(self) -> Message:
-        raise AssertionError("an answer reads nothing")
-
-    async def _send(self, message: Message) -> None:
-        self.sent.append(message)
-
-    def body(self) -> bytes:
-        return b"".join(message.get("body", b"") for message in self.sent)
-
-    def events(self) -> list[Any]:
-        payloads = [data_of(event) for event in split_events(self.body())]
-        return [p.decode() if p == b"[DONE]" else json.loads(p or b"") for p in payloads]
 
 
 async def test_a_whole_chat_has_text_reason_and_usage() -> None:
     """Without a stream the answer is one object, and the log knows its tokens."""
     run = ClientRun()
     await run.ready()
-    exchange = _Exchange(run)
+    exchange = Exchange(run)
     (generation,) = exchange.generations
     run.begin(generation)
     run.give(generation, "hello", "stop")
@@ -99,7 +47,7 @@ async def test_a_chat_stream_opens_with_the_role_and_ends_with_done() -> None:
     """A stream is: the role, the text as it came, the reason, `[DONE]`; one id throughout."""
     run = ClientRun()
     await run.ready()
-    exchange = _Exchange(run, stream=True)
+    exchange = Exchange(run, stream=True)
     (generation,) = exchange.generations
     run.begin(generation)
     running = asyncio.create_task(exchange.run())
@@ -131,7 +79,7 @@ async def test_text_is_sent_as_soon_as_it_comes() -> None:
     """Each step's text is a message of its own: nothing waits for the next."""
     run = ClientRun()
     await run.ready()
-    exchange = _Exchange(run, stream=True)
+    exchange = Exchange(run, stream=True)
     (generation,) = exchange.generations
     run.begin(generation)
     running = asyncio.create_task(exchange.run())
@@ -152,7 +100,7 @@ async def test_usage_is_the_last_chunk_where_it_is_wanted(is_chat: bool) -> None
     """With `include_usage` a chunk without choices comes before `[DONE]`."""
     run = ClientRun()
     await run.ready()
-    exchange = _Exchange(run, is_chat=is_chat, stream=True, stream_options={"include_usage": True})
+    exchange = Exchange(run, is_chat=is_chat, stream=True, stream_options={"include_usage": True})
     (generation,) = exchange.generations
     run.begin(generation)
     run.give(generation, "ab", "stop")
@@ -167,7 +115,7 @@ async def test_several_prompts_stream_under_their_own_index() -> None:
     """The chunks of several prompts are told apart by index, and each has its end."""
     run = ClientRun()
     await run.ready()
-    exchange = _Exchange(run, "pq", is_chat=False, stream=True)
+    exchange = Exchange(run, "pq", is_chat=False, stream=True)
     first, second = exchange.generations
     run.begin(first, second)
     running = asyncio.create_task(exchange.run())
@@ -196,7 +144,7 @@ async def test_several_prompts_are_answered_in_their_order() -> None:
     """Without a stream, choices stand in the order of the prompts; the usage is their sum."""
     run = ClientRun()
     await run.ready()
-    exchange = _Exchange(run, "pq", is_chat=False)
+    exchange = Exchange(run, "pq", is_chat=False)
     first, second = exchange.generations
     run.begin(first, second)
     run.give(second, "xyz", "stop")
@@ -213,7 +161,7 @@ async def test_an_error_before_the_first_event_is_raised() -> None:
     """What fails before anything was sent becomes a plain error, streamed or not."""
     run = ClientRun()
     await run.ready()
-    exchange = _Exchange(run, stream=True)
+    exchange = Exchange(run, stream=True)
     run.client.fail_all(Unavailable("going"))
 
     with pytest.raises(Unavailable):
@@ -227,7 +175,7 @@ async def test_an_error_in_mid_stream_is_an_event() -> None:
     """What fails later ends the stream with OpenAI's error event, without `[DONE]`."""
     run = ClientRun()
     await run.ready()
-    exchange = _Exchange(run, stream=True)
+    exchange = Exchange(run, stream=True)
     (generation,) = exchange.generations
     run.begin(generation)
     running = asyncio.create_task(exchange.run())
@@ -247,7 +195,7 @@ async def test_one_failed_prompt_ends_the_others() -> None:
     """When one of several prompts fails, the others are cancelled: nobody reads them."""
     run = ClientRun()
     await run.ready()
-    exchange = _Exchange(run, "pq", is_chat=False)
+    exchange = Exchange(run, "pq", is_chat=False)
     first, second = exchange.generations
     run.begin(first, second)
     running = asyncio.create_task(exchange.run())
@@ -269,7 +217,7 @@ async def test_a_cancelled_answer_frees_its_generations_at_once(
     """Whenever an answer is cancelled, the engine is told before anything else happens."""
     run = ClientRun()
     await run.ready()
-    exchange = _Exchange(run, "pq", is_chat=False, stream=is_stream)
+    exchange = Exchange(run, "pq", is_chat=False, stream=is_stream)
     first, second = exchange.generations
     if has_begun:
         run.begin(first, second)

@@ -1,0 +1,213 @@
+"""Several choices, logprobs, ends and samplers: the official client, the real model."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+
+from tests.processes import Predictor
+
+pytestmark = pytest.mark.model
+
+QUESTION: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]
+ASK: dict[str, Any] = {"model": "smollm2", "messages": QUESTION}
+WRITE: dict[str, Any] = {"model": "smollm2", "prompt": "Once upon a time"}
+
+
+async def test_choices_differ_under_one_seed(client: openai.AsyncOpenAI) -> None:
+    """Choices draw for themselves; their prompt is counted once, their tokens all."""
+    ask = {**ASK, "max_tokens": 12, "temperature": 1.5, "seed": 3}
+    answer = await client.chat.completions.create(**ask, n=3, extra_body={"ignore_eos": True})
+
+    assert len({choice.message.content for choice in answer.choices}) == 3
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (37, 36)
+
+
+async def test_choices_are_streamed(client: openai.AsyncOpenAI) -> None:
+    """A stream of several choices has a text, its tokens' logprobs and an end for each."""
+    stream = await client.chat.completions.create(
+        **ASK, max_tokens=10, n=2, logprobs=True, temperature=1.5, stream=True
+    )
+    texts, tokens, ends = ["", ""], ["", ""], ["", ""]
+    async for chunk in stream:
+        choice = chunk.choices[0]
+        texts[choice.index] += choice.delta.content or ""
+        if choice.logprobs is not None:
+            tokens[choice.index] += "".join(e.token for e in choice.logprobs.content or [])
+        ends[choice.index] += choice.finish_reason or ""
+
+    assert all(texts)
+    assert texts == tokens
+    assert set(ends) <= {"stop", "length"}
+
+
+async def test_logprobs_of_a_chat(client: openai.AsyncOpenAI) -> None:
+    """The tokens are the text; greedy draws are the likeliest; the alternatives are in order."""
+    answer = await client.chat.completions.create(
+        **ASK, max_tokens=12, temperature=0, logprobs=True, top_logprobs=20
+    )
+    choice = answer.choices[0]
+    assert choice.logprobs is not None
+    entries = choice.logprobs.content or []
+
+    assert "".join(entry.token for entry in entries) == choice.message.content
+    for entry in entries:
+        assert bytes(entry.bytes or []) == entry.token.encode()
+        top = [other.logprob for other in entry.top_logprobs]
+        assert len(top) == 20
+        assert top == sorted(top, reverse=True)
+        assert (entry.token, entry.logprob) == (entry.top_logprobs[0].token, top[0])
+        assert entry.logprob < 0
+
+
+async def test_parts_of_characters_have_their_bytes(client: openai.AsyncOpenAI) -> None:
+    """No part of a character is streamed; its tokens' bytes make it up, at one place."""
+    ask: dict[str, Any] = {
+        **WRITE,
+        "prompt": "🎉" * 8,
+        "max_tokens": 9,
+        "temperature": 0,
+        "logprobs": 1,
+    }
+    whole = await client.completions.create(**ask)
+    chunks = [chunk async for chunk in await client.completions.create(**ask, stream=True)]
+    scores = whole.choices[0].logprobs
+    assert scores is not None
+    assert scores.tokens is not None
+
+    text = whole.choices[0].text
+    assert "🎉" in text
+    assert [c.choices[0].text for c in chunks if c.choices[0].text] == list(text)
+    parts = [token.removeprefix("bytes:") for token in scores.tokens]
+    data = "".join(parts).encode().decode("unicode_escape").encode("latin-1")
+    assert data.decode() == text
+    assert scores.text_offset == [at // 3 for at in range(9)]
+
+
+async def test_the_best_of_several(client: openai.AsyncOpenAI) -> None:
+    """Of `best_of` choices the likeliest per token are given, the best first; all are counted."""
+    answer = await client.completions.create(
+        **WRITE,
+        n=2,
+        best_of=5,
+        max_tokens=8,
+        temperature=1.5,
+        logprobs=0,
+        extra_body={"ignore_eos": True},
+    )
+
+    def mean(choice: Any) -> float:
+        scores = choice.logprobs.token_logprobs
+        return sum(scores) / len(scores)
+
+    first, second = answer.choices
+    assert mean(first) > mean(second)
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (4, 40)
+
+
+async def test_echo(client: openai.AsyncOpenAI) -> None:
+    """With `echo` a completion begins with its prompt."""
+    plain = await client.completions.create(**WRITE, max_tokens=5, temperature=0)
+    echoed = await client.completions.create(**WRITE, max_tokens=5, temperature=0, echo=True)
+
+    assert echoed.choices[0].text == WRITE["prompt"] + plain.choices[0].text
+
+
+async def test_ends(client: openai.AsyncOpenAI) -> None:
+    """Ends are held off by `min_tokens`, set by `stop_token_ids`, shown where that is wanted."""
+
+    async def ask(max_tokens: int = 30, **extra: Any) -> Any:
+        answer = await client.chat.completions.create(
+            model="smollm2",
+            messages=[{"role": "user", "content": "Say ok."}],
+            max_tokens=max_tokens,
+            temperature=0,
+            extra_body=extra,
+        )
+        return answer.choices[0], answer.usage
+
+    choice, usage = await ask()
+    assert choice.finish_reason == "stop"
+    longer, more = await ask(min_tokens=usage.completion_tokens + 3)
+    assert more.completion_tokens >= usage.completion_tokens + 3
+    assert longer.message.content.startswith(choice.message.content)
+    shown, _ = await ask(skip_special_tokens=False, include_stop_str_in_output=True)
+    assert shown.message.content == choice.message.content + "<|im_end|>"
+    comma, _ = await ask(stop=["ready"], include_stop_str_in_output=True)
+    assert comma.message.content == choice.message.content.partition("ready")[0] + "ready"
+
+
+async def test_a_stop_token_is_not_shown(client: openai.AsyncOpenAI) -> None:
+    """A token of `stop_token_ids` ends the text before it; it is counted."""
+    ask = {**WRITE, "temperature": 0, "max_tokens": 6}
+    plain = await client.completions.create(**ask, logprobs=0)
+    comma = 28
+    stopped = await client.completions.create(**ask, extra_body={"stop_token_ids": [comma]})
+
+    assert "," in plain.choices[0].text
+    assert stopped.choices[0].text == plain.choices[0].text.partition(",")[0]
+    assert stopped.choices[0].finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"typical_p": 0.3},
+        {"xtc_probability": 1.0, "xtc_threshold": 0.05},
+        {"dry_multiplier": 5.0, "dry_allowed_length": 1, "dry_sequence_breakers": []},
+        {"repetition_penalty": 1.5},
+        {"frequency_penalty": 2.0},
+        {"min_p": 0.9},
+        {"top_k": 1},
+    ],
+)
+async def test_each_sampler_changes_the_text_and_obeys_the_seed(
+    client: openai.AsyncOpenAI, extra: dict[str, Any]
+) -> None:
+    """Every parameter reaches the model's draws, and the seed still fixes them."""
+
+    async def text(**fields: Any) -> str:
+        answer = await client.completions.create(
+            model="smollm2", prompt="ha ha ha ha ha ha", max_tokens=24, seed=5, extra_body=fields
+        )
+        return answer.choices[0].text
+
+    changed = await text(**extra)
+    assert changed == await text(**extra)
+    assert changed != await text()
+
+
+async def test_choices_are_taken_together_or_not_at_all(model_path: Path) -> None:
+    """More choices than fit are refused: for now with 429, or for good with 400; none is left."""
+    with Predictor(model_path, "--max_waiting=2", "--max_sequences=1", "--n_ctx=2048") as server:
+        server.ready()
+        async with openai.AsyncOpenAI(
+            base_url=f"{server.url}/v1", api_key="unused", max_retries=0
+        ) as client:
+            with pytest.raises(openai.BadRequestError) as never:
+                await client.chat.completions.create(**ASK, n=4)
+            assert never.value.param == "n"
+            stream = await client.completions.create(
+                **WRITE, max_tokens=2000, stream=True, extra_body={"ignore_eos": True}
+            )
+            await anext(aiter(stream))
+            with pytest.raises(openai.RateLimitError) as full:
+                await client.chat.completions.create(**ASK, n=3)
+            assert full.value.code == "queue_full"
+            async with httpx2.AsyncClient(base_url=server.url) as http:
+                text = (await http.get("/metrics")).text
+            assert 'vllm:num_requests_waiting{model_name="smollm2"} 0.0' in text
+            two = asyncio.create_task(
+                client.chat.completions.create(**ASK, n=2, max_tokens=4, temperature=0)
+            )
+            await asyncio.sleep(0.1)
+            await stream.close()
+            assert len((await two).choices) == 2
