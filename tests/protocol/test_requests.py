@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from openai_protocol.requests import ChatCompletionRequest, CompletionRequest
+from openai_protocol.requests import ChatCompletionRequest, CompletionRequest, GenerationRequest
 
 
 def _chat(**fields: Any) -> ChatCompletionRequest:
@@ -66,6 +66,38 @@ def test_a_prompt_in_any_form_is_a_list_of_prompts(prompt: Any, prompts: list[An
 def test_usage_is_streamed_only_when_asked_for(options: Any, is_wanted: bool) -> None:
     """A stream ends with its usage only where `stream_options.include_usage` is true."""
     assert _chat(stream_options=options).include_usage is is_wanted
+
+
+@pytest.mark.parametrize(
+    ("request_body", "num_top"),
+    [
+        (_chat(), None),
+        (_chat(logprobs=False), None),
+        (_chat(logprobs=True), 0),
+        (_chat(logprobs=True, top_logprobs=5), 5),
+        (CompletionRequest(prompt="a"), None),
+        (CompletionRequest(prompt="a", logprobs=0), 0),
+        (CompletionRequest(prompt="a", logprobs=5), 5),
+    ],
+)
+def test_logprobs_are_asked_for_in_two_ways(
+    request_body: GenerationRequest, num_top: int | None
+) -> None:
+    """A chat has a switch and a number, a completion a number alone."""
+    assert request_body.num_top_logprobs == num_top
+
+
+@pytest.mark.parametrize(
+    ("fields", "given", "generated"),
+    [({}, 1, 1), ({"n": 3}, 3, 3), ({"best_of": 4}, 1, 4), ({"n": 2, "best_of": 4}, 2, 4)],
+)
+def test_more_choices_may_be_generated_than_given(
+    fields: dict[str, int], given: int, generated: int
+) -> None:
+    """`best_of` is the number to choose from; without it all are given."""
+    body = CompletionRequest(prompt="a", **fields)
+
+    assert (body.num_choices, body.num_generated_choices) == (given, generated)
 
 
 def test_unknown_fields_are_kept() -> None:

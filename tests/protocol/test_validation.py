@@ -14,8 +14,10 @@ from openai_protocol.requests import (
     MAX_LOGIT_BIASES,
     MAX_MESSAGES,
     MAX_PROMPTS,
+    MAX_SEQUENCE_BREAKERS,
     MAX_STOP_LENGTH,
     MAX_STOP_STRINGS,
+    MAX_STOP_TOKENS,
     ChatCompletionRequest,
     CompletionRequest,
     GenerationRequest,
@@ -112,6 +114,38 @@ def test_a_body_must_be_an_object(body: bytes) -> None:
         ({"frequency_penalty": -3}, "decimal_below_min_value", "frequency_penalty"),
         ({"n": 0}, "integer_below_min_value", "n"),
         ({"n": 129}, "integer_above_max_value", "n"),
+        ({"min_tokens": -1}, "integer_below_min_value", "min_tokens"),
+        ({"typical_p": 0}, "decimal_below_min_value", "typical_p"),
+        ({"typical_p": 1.5}, "decimal_above_max_value", "typical_p"),
+        ({"xtc_probability": 2}, "decimal_above_max_value", "xtc_probability"),
+        ({"xtc_threshold": -0.5}, "decimal_below_min_value", "xtc_threshold"),
+        ({"dry_multiplier": -1}, "decimal_below_min_value", "dry_multiplier"),
+        ({"dry_base": 0.5}, "decimal_below_min_value", "dry_base"),
+        ({"dry_allowed_length": 0}, "integer_below_min_value", "dry_allowed_length"),
+        ({"dry_penalty_last_n": -2}, "integer_below_min_value", "dry_penalty_last_n"),
+        ({"dry_sequence_breakers": "a"}, "invalid_type", "dry_sequence_breakers"),
+        ({"dry_sequence_breakers": [""]}, "invalid_value", "dry_sequence_breakers[0]"),
+        (
+            {"dry_sequence_breakers": ["a", "b" * 41]},
+            "string_above_max_length",
+            "dry_sequence_breakers[1]",
+        ),
+        (
+            {"dry_sequence_breakers": ["a"] * (MAX_SEQUENCE_BREAKERS + 1)},
+            "array_above_max_length",
+            "dry_sequence_breakers",
+        ),
+        ({"stop_token_ids": 5}, "invalid_type", "stop_token_ids"),
+        ({"stop_token_ids": [1, -1]}, "integer_below_min_value", "stop_token_ids[1]"),
+        (
+            {"stop_token_ids": [1] * (MAX_STOP_TOKENS + 1)},
+            "array_above_max_length",
+            "stop_token_ids",
+        ),
+        ({"skip_special_tokens": 1}, "invalid_type", "skip_special_tokens"),
+        ({"include_stop_str_in_output": "a"}, "invalid_type", "include_stop_str_in_output"),
+        ({"logprobs": 5}, "invalid_type", "logprobs"),
+        ({"top_logprobs": 21}, "integer_above_max_value", "top_logprobs"),
         ({"seed": 2**63}, "integer_above_max_value", "seed"),
         ({"seed": -(2**63) - 1}, "integer_below_min_value", "seed"),
         ({"stream": "yes"}, "invalid_type", "stream"),
@@ -204,6 +238,24 @@ def test_a_bad_prompt_is_blamed_in_the_form_that_was_meant(
 ) -> None:
     """A prompt has four forms; a complaint is about the one that fits the most of what came."""
     error = _refused_text(prompt)
+
+    assert (error.code, error.param) == (code, param)
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "param"),
+    [
+        ({"logprobs": True}, "invalid_type", "logprobs"),
+        ({"logprobs": 21}, "integer_above_max_value", "logprobs"),
+        ({"logprobs": -1}, "integer_below_min_value", "logprobs"),
+        ({"best_of": 0}, "integer_below_min_value", "best_of"),
+        ({"best_of": 129}, "integer_above_max_value", "best_of"),
+        ({"echo": "yes"}, "invalid_type", "echo"),
+    ],
+)
+def test_a_bad_field_of_completions_is_named(fields: dict[str, Any], code: str, param: str) -> None:
+    """What completions alone have, or have in another form, is checked in that form."""
+    error = _refusal(CompletionRequest, json.dumps({"prompt": "x", **fields}).encode())
 
     assert (error.code, error.param) == (code, param)
 

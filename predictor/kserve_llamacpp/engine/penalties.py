@@ -8,6 +8,7 @@ import numpy.typing as npt
 from kserve_llamacpp.engine.frames import SamplingParams
 
 _FIRST_ROOM = 64
+_HIGHEST_LOGIT = np.float32(1e30)  # divided by a tiny penalty, a logit would become infinite
 
 
 class TokenCounts:
@@ -78,7 +79,9 @@ class Penalties:
             ids = self._seen.ids
             found = logits[ids]
             # a negative logit is multiplied: divided, the token would become likelier
-            logits[ids] = np.where(found <= 0, found * self._repetition, found / self._repetition)
+            with np.errstate(over="ignore"):
+                found = np.where(found <= 0, found * self._repetition, found / self._repetition)
+            logits[ids] = np.minimum(found, _HIGHEST_LOGIT)
         if self._written is not None:
             counts = self._written.counts
             logits[self._written.ids] -= counts * self._frequency + self._presence

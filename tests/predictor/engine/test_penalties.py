@@ -77,6 +77,16 @@ def test_what_was_forbidden_stays_forbidden() -> None:
     assert logits.tolist() == [-np.inf, 1.0]
 
 
+def test_a_tiny_penalty_makes_nothing_infinite() -> None:
+    """A client's parameter is no reason to find that the model has failed."""
+    penalties = Penalties(SamplingParams(repetition_penalty=1e-38), [0, 1])
+    logits = np.array([5.0, -5.0, 1.0], np.float32)
+    penalties.apply(logits)
+
+    assert np.isfinite(logits).all()
+    assert logits.argmax() == 0
+
+
 def test_neutral_penalties_are_known() -> None:
     """Without a penalty nothing needs to be copied."""
     assert Penalties(SamplingParams(), [1]).is_neutral

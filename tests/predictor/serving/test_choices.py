@@ -165,8 +165,6 @@ async def test_a_stop_token_is_not_shown(client: openai.AsyncOpenAI) -> None:
         {"dry_multiplier": 5.0, "dry_allowed_length": 1, "dry_sequence_breakers": []},
         {"repetition_penalty": 1.5},
         {"frequency_penalty": 2.0},
-        {"min_p": 0.9},
-        {"top_k": 1},
     ],
 )
 async def test_each_sampler_changes_the_text_and_obeys_the_seed(
@@ -176,7 +174,7 @@ async def test_each_sampler_changes_the_text_and_obeys_the_seed(
 
     async def text(**fields: Any) -> str:
         answer = await client.completions.create(
-            model="smollm2", prompt="ha ha ha ha ha ha", max_tokens=24, seed=5, extra_body=fields
+            model="smollm2", prompt="ha ha ha ha ha ha", max_tokens=12, seed=5, extra_body=fields
         )
         return answer.choices[0].text
 

@@ -29,6 +29,7 @@ Ids = npt.NDArray[Any]  # of an integer type
 
 _LEAST_LOGPROB = -9999.0  # OpenAI's for what is as good as impossible; JSON has no infinity
 _ROUNDING = 1e-3  # of a logit: nothing that llama.cpp would keep is left out
+_GREEDY_BELOW = 1e-5  # a temperature; divided by less, logits would become infinite
 _NEAR_THE_BEST = 8.0  # logits; among the tokens this near there are mostly more than enough
 
 
@@ -42,13 +43,14 @@ class Samplers:
         self._max_length = max_length
         self.all_ids: Ids = np.arange(vocabulary.size, dtype=np.int32)
         self._shape = (vocabulary.size,)
+        self._ends = vocabulary.end_tokens  # now: to find them takes a while
 
     def make(self, params: SamplingParams, prompt: list[int]) -> LlamaSampler:
         """Return a sampler for a sequence that begins with this prompt."""
         biases = dict(params.logit_bias)
         # what the model's file says must never be written: parts of other modalities
         biases |= dict.fromkeys(self._vocabulary.suppressed_tokens, -math.inf)
-        ends = self._vocabulary.end_tokens
+        ends = self._ends
         if params.ignore_eos:
             forbidden = set(ends) - set(params.stop_token_ids)
             biases |= dict.fromkeys(forbidden, -math.inf)
@@ -85,6 +87,7 @@ class LlamaSampler:
         """`early` are the tokens that may not come before `min_tokens`."""
         self._samplers = samplers
         self._params = params
+        self._is_greedy = params.temperature < _GREEDY_BELOW
         self._biased = np.array(list(biases), np.int64)
         self._biases = np.array(list(biases.values()), np.float32)
         self._early = np.array(early, np.int64)
@@ -96,7 +99,7 @@ class LlamaSampler:
     def sample(self, row: int, position: int) -> int:
         """Draw from the logits of batch row `row`; raises LogitsNotFinite."""
         logits = self._adjusted(self._samplers.logits(row), position)
-        if self._params.temperature <= 0:
+        if self._is_greedy:
             token = int(logits.argmax())
             _check(float(logits[token]))
         else:
@@ -184,7 +187,7 @@ class _Shapers:
         self._first: list[Any] = []
         self._last: Any = None
         self._min_p: Any = None
-        if params.temperature <= 0:
+        if params.temperature < _GREEDY_BELOW:
             return
         if params.top_k > 0:
             self._first.append(llama.llama_sampler_init_top_k(params.top_k))
