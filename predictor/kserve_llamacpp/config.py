@@ -33,6 +33,7 @@ class Config:
     n_gpu_layers: int
     max_sequences: int
     kv_cache: Literal["unified", "split"]
+    deterministic: bool
     host_cache_mib: int
     target_step_ms: int
     max_waiting: int
@@ -73,9 +74,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--max_sequences", type=int, default=8, help="Requests that are decoded together.")
     add(
         "--kv_cache",
-        default="unified",
+        default=None,
         choices=KV_CACHES,
-        help="unified: all sequences share --n_ctx. split: each has its part of it to itself.",
+        help="unified (the default): all sequences share --n_ctx. split: each has its part of it "
+        "to itself, as deterministic mode needs it.",
+    )
+    add(
+        "--deterministic",
+        action="store_true",
+        help="The same request gives the same bytes, alone and in any company; slower.",
     )
     add(
         "--host_cache_mib",
@@ -167,6 +174,11 @@ def read_config(args: argparse.Namespace) -> Config:
             f"--n_ctx is {args.n_ctx}, less than --max_sequences ({args.max_sequences}): "
             "each sequence needs room in the KV cache"
         )
+    if args.deterministic and args.kv_cache == "unified":
+        raise ConfigurationError(
+            "--deterministic needs --kv_cache split, for in a unified cache a sequence's bits "
+            "depend on where others' cells are: leave --kv_cache out"
+        )
     if args.n_batch < args.max_sequences:
         raise ConfigurationError(
             f"--n_batch is {args.n_batch}, less than --max_sequences ({args.max_sequences}): "
@@ -182,7 +194,8 @@ def read_config(args: argparse.Namespace) -> Config:
         n_threads=args.n_threads or cgroup.num_cpus(),
         n_gpu_layers=args.n_gpu_layers,
         max_sequences=args.max_sequences,
-        kv_cache=args.kv_cache,
+        kv_cache=args.kv_cache or ("split" if args.deterministic else "unified"),
+        deterministic=args.deterministic,
         host_cache_mib=args.host_cache_mib,
         target_step_ms=args.target_step_ms,
         max_waiting=args.max_waiting,

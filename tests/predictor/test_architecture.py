@@ -19,6 +19,7 @@ _PROTOCOL = Path(openai_protocol.__file__).parent
 _PROXY = _PROTOCOL.parents[1] / "proxy" / "openai_proxy"
 # They compute over their arguments: no clock, no chance, no I/O of their own.
 _PURE = (
+    "engine/self_test.py",
     "engine/cache/costs.py",
     "engine/cache/memory.py",
     "engine/cache/radix.py",

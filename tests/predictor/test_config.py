@@ -61,7 +61,15 @@ def test_flags_arrive(model: Path) -> None:
         model,
         *("--model_name", "mine", "--http_port", "9", "--http_host", "::1", "--n_ctx", "4096"),
         *("--n_batch", "64", "--n_threads", "3", "--n_gpu_layers", "5", "--max_sequences", "2"),
-        *("--kv_cache", "split", "--host_cache_mib", "7", "--target_step_ms", "50"),
+        *(
+            "--deterministic",
+            "--kv_cache",
+            "split",
+            "--host_cache_mib",
+            "7",
+            "--target_step_ms",
+            "50",
+        ),
         *("--max_waiting", "0", "--max_body_bytes", "10", "--max_engine_restarts", "1"),
         *("--prefix_cache_per_tenant",),
         *("--max_waiting_tokens", "6", "--queue_timeout_seconds", "7", "--watchdog_seconds", "8"),
@@ -80,6 +88,7 @@ def test_flags_arrive(model: Path) -> None:
         n_gpu_layers=5,
         max_sequences=2,
         kv_cache="split",
+        deterministic=True,
         host_cache_mib=7,
         target_step_ms=50,
         max_waiting=0,
@@ -242,3 +251,12 @@ def test_exit_statuses_are_those_of_the_docstrings_tree() -> None:
 
     assert statuses == {cls.__name__: cls.exit_status for cls in classes}
     assert len(set(statuses.values())) == len(statuses)
+
+
+def test_deterministic_mode_needs_a_split_cache(model: Path) -> None:
+    """A unified cache that is asked for beside deterministic mode is refused, naming the flag."""
+    with pytest.raises(ConfigurationError, match="--kv_cache split"):
+        _read(model, "--deterministic", "--kv_cache", "unified")
+
+    assert _read(model, "--deterministic").kv_cache == "split"
+    assert _read(model).kv_cache == "unified"

@@ -69,6 +69,7 @@ def worker(model_path: Path) -> Iterator[Callable[[list[int]], list[int]]]:
         n_gpu_layers=0,
         max_sequences=1,
         kv_cache="unified",
+        is_deterministic=False,
         host_cache_mib=0,
         target_step_ms=100,
         log_level="error",

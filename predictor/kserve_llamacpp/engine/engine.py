@@ -189,7 +189,7 @@ class Engine:
         """
         scheduler = self._scheduler
         plan = scheduler.schedule(self._budget.prefill_tokens(scheduler.num_decoding))
-        drawn: list[tuple[Sequence, int]] = []
+        drawn: list[Draw] = []
         for batch in self._batches(plan):
             self._announce(batch)
             drawn += self._compute(batch)
@@ -222,7 +222,7 @@ class Engine:
                     Started(sequence.id, prompt_tokens=sequence.num_prompt, cached_tokens=cached)
                 )
 
-    def _compute(self, chunks: list[Chunk]) -> list[tuple[Sequence, int]]:
+    def _compute(self, chunks: list[Chunk]) -> list[Draw]:
         """Compute a batch and draw from it; what fails in company is tried again alone."""
         chunks = [chunk for chunk in chunks if chunk.sequence.slot is not None]
         try:
@@ -230,13 +230,13 @@ class Engine:
         except DecodeFailed:
             return self._compute_alone(chunks)
 
-    def _compute_alone(self, chunks: list[Chunk]) -> list[tuple[Sequence, int]]:
+    def _compute_alone(self, chunks: list[Chunk]) -> list[Draw]:
         """After a failure: go back to where every sequence was, and try each by itself once.
 
         What fails again fails alone; raises DecodeFailed when nothing succeeds.
         """
         chunks = [chunk for chunk in chunks if self._scheduler.roll_back(chunk.sequence)]
-        drawn: list[tuple[Sequence, int]] = []
+        drawn: list[Draw] = []
         failed: list[tuple[Sequence, DecodeFailed]] = []
         for chunk in chunks:
             try:

@@ -42,8 +42,19 @@ class Scheduler:
     tokens.
     """
 
-    def __init__(self, max_sequences: int, cache: KVCache, queue: FairQueue[Sequence]) -> None:
+    def __init__(
+        self,
+        max_sequences: int,
+        cache: KVCache,
+        queue: FairQueue[Sequence],
+        is_uniform: bool = False,
+    ) -> None:
+        """`is_uniform`: a sequence is always computed in the same parts, also when it comes again.
+
+        Its prompt in parts of the same size, then what it generated, token by token.
+        """
         self.cache = cache
+        self._is_uniform = is_uniform
         self._max_sequences = max_sequences
         self._waiting = queue
         self._running: list[Sequence] = []  # oldest first
@@ -269,6 +280,8 @@ class Scheduler:
         chunks = []
         for sequence in waiting:
             count = min(budget, sequence.num_pending)
+            if self._is_uniform:
+                count = min(count, max(1, sequence.num_prompt - sequence.num_computed))
             if count > free:
                 free += self.cache.evict(count - free)
                 count = min(count, free)

@@ -44,3 +44,15 @@ class StepBudget:
 
 def _mixed(old: float | None, new: float) -> float:
     return new if old is None else old + _WEIGHT * (new - old)
+
+
+class FixedBudget(StepBudget):
+    """A budget that measures nothing: steps of the same size, whatever they take."""
+
+    def __init__(self, step_tokens: int) -> None:
+        super().__init__(1.0, step_tokens, 1.0)
+        self._step_tokens = step_tokens
+
+    def prefill_tokens(self, num_decoding: int) -> int:
+        """Return how many prompt tokens fit into a step beside so many decoding sequences."""
+        return self._step_tokens - num_decoding

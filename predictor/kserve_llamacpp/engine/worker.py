@@ -15,16 +15,12 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
 
-from kserve_llamacpp.engine.cache.memory import KVCache
-from kserve_llamacpp.engine.cache.radix import RadixCache
-from kserve_llamacpp.engine.cache.snapshots import SnapshotCache
+from kserve_llamacpp.engine.assembly import make_engine
 from kserve_llamacpp.engine.engine import DecodeFailed, Engine
-from kserve_llamacpp.engine.fair_queue import FairQueue
 from kserve_llamacpp.engine.frames import (
     Cancel,
     Command,
@@ -41,14 +37,9 @@ from kserve_llamacpp.engine.frames import (
     decode_command,
     encode,
 )
-from kserve_llamacpp.engine.scheduler import Scheduler
-from kserve_llamacpp.engine.step_budget import StepBudget
 from kserve_llamacpp.engine.tokenizer import BackgroundTokenizer
 from kserve_llamacpp.engine.worker_options import WorkerOptions
 from kserve_llamacpp.logging import configure_logging
-
-if TYPE_CHECKING:
-    from kserve_llamacpp.engine.backend import LlamaBackend
 
 _READ_BYTES = 1 << 20
 _LONG_TEXT = 16384  # characters; a shorter text is tokenized within a few milliseconds
@@ -186,6 +177,7 @@ def main(argv: list[str]) -> int:
                 n_gpu_layers=options.n_gpu_layers,
                 max_sequences=options.max_sequences,
                 kv_cache=options.kv_cache,
+                is_deterministic=options.is_deterministic,
             ),
             on_progress=lambda fraction: channel.send(Loading(fraction)),
             on_log=lambda level, line: getattr(log, level)("llama_cpp", line=line),
@@ -194,42 +186,13 @@ def main(argv: list[str]) -> int:
         channel.send(Fatal(reason=error.reason, message=str(error)))
         return 1
     try:
-        engine = make_engine(backend, options)
+        engine = make_engine(backend, options, time.monotonic)
         channel.send(Hello(backend.facts()))
         Worker(channel, engine).run()
     except DecodeFailed as error:
         log.error("decode_failed", error=str(error))
         return EXIT_DECODE_FAILED
     return 0
-
-
-def make_engine(backend: LlamaBackend, options: WorkerOptions) -> Engine:
-    """Put an engine together, with the cache that the model's memory allows.
-
-    Raises DecodeFailed when the model computes nothing.
-    """
-    costs = backend.measure(time.monotonic)
-    host_bytes = backend.host_bytes()
-    if options.host_cache_mib is not None:
-        host_bytes = options.host_cache_mib << 20
-    cache: KVCache
-    if backend.shares_cells:
-        cache = RadixCache(
-            backend.memory, backend.num_cells, costs, host_bytes, backend.can_save_parts
-        )
-    else:
-        cache = SnapshotCache(backend.memory, backend.num_cells, host_bytes, backend.can_cut)
-    structlog.get_logger("engine").debug(
-        "prefix_cache",
-        kind=type(cache).__name__,
-        host_bytes=host_bytes,
-        prefill_token_us=round(costs.prefill_token * 1e6),
-        restore_cell_us=round(costs.restore_cell * 1e6, 2),
-        parked_cell_ns=round(costs.parked_cell * 1e9, 1),
-    )
-    budget = StepBudget(options.target_step_ms / 1000, options.n_batch, costs.prefill_token)
-    scheduler = Scheduler(options.max_sequences, cache, FairQueue())
-    return Engine(backend, scheduler, budget, time.monotonic)
 
 
 def _leave_with(sock: socket.socket) -> None:

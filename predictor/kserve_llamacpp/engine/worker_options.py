@@ -17,6 +17,7 @@ class WorkerOptions(msgspec.Struct, frozen=True):
     n_gpu_layers: int
     max_sequences: int
     kv_cache: Literal["unified", "split"]
+    is_deterministic: bool
     host_cache_mib: int | None
     target_step_ms: int
     log_level: str

@@ -241,6 +241,19 @@ def test_finish_frees_everything_at_any_time(num_steps: int) -> None:
     scheduler.check_integrity()
 
 
+def test_a_uniform_scheduler_computes_a_sequence_in_the_same_parts_again() -> None:
+    """The prompt in parts of a step, then what was generated one by one, also when it comes back."""
+    cache = SnapshotCache(FakeMemory(100, 1), 100, 0, can_cut=True)
+    scheduler = Scheduler(1, cache, FairQueue(), is_uniform=True)
+    sequence = _sequence(0, 20)
+    sequence.tokens += [7] * 3  # it was running elsewhere
+    scheduler.add(sequence)
+
+    counts = [_step(scheduler, step_tokens=16, beside=16)[0][1] for _ in range(6)]
+
+    assert counts == [16, 4, 1, 1, 1, 1]
+
+
 def test_integrity_notices_a_lost_slot() -> None:
     """`check_integrity` fails when a slot is neither free nor used."""
     scheduler = _scheduler(4)

@@ -42,6 +42,7 @@ def test_a_socket_with_a_high_number(model_path: Path) -> None:
         n_gpu_layers=0,
         max_sequences=1,
         kv_cache="unified",
+        is_deterministic=False,
         host_cache_mib=None,
         target_step_ms=200,
         log_level="warning",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from kserve_llamacpp.engine.cache.costs import Costs
 from kserve_llamacpp.engine.engine import DecodeFailed, KVCacheFull, Row
 from kserve_llamacpp.engine.frames import ModelFacts, SamplingParams
 
-_BYTES_PER_VALUE = 2  # F16
+_BYTES_PER_VALUE = 2  # F16, BF16
+_BF16 = 30  # GGML_TYPE_BF16, which the binding leaves out
 _TILED_ROWS = 64  # from so many rows on, attention on the CPU looks at all cells of 16 rows at once
 _PROBE_TOKENS = 16
 _PROBE_CELLS = 2048
@@ -39,6 +41,7 @@ class LoadOptions:
     n_gpu_layers: int
     max_sequences: int
     kv_cache: Literal["unified", "split"] = "unified"
+    is_deterministic: bool = False
 
 
 class LlamaBackend:
@@ -128,6 +131,11 @@ class LlamaBackend:
         """Make a sampler that draws from the batch computed last."""
         return self._samplers.make(params, prompt)
 
+    def logits(self, row: int) -> bytes:
+        """Return the logits of an output row of the batch computed last."""
+        pointer = llama.llama_get_logits_ith(self._context, row)
+        return ctypes.string_at(pointer, self.n_vocab * ctypes.sizeof(ctypes.c_float))
+
     def host_bytes(self) -> int:
         """Return how much host memory may be used for what the KV cache gives up."""
         left = cgroup.available_memory()
@@ -177,6 +185,7 @@ class LlamaBackend:
         identity = (
             f"{options.model_path.name}/{weights.size_bytes}/{self.n_vocab}/{build}/"
             f"{options.n_gpu_layers}/{options.n_threads}/{self.num_cells}/{options.kv_cache}/"
+            f"{options.is_deterministic}/"
             f"{system}"
         )
         return ModelFacts(
@@ -207,6 +216,8 @@ class LlamaBackend:
         )  # the default reserves n_ubatch times the vocabulary
         params.n_threads = params.n_threads_batch = options.n_threads
         params.kv_unified = options.kv_cache == "unified"
+        if options.is_deterministic:  # attention has one kernel for this type, whatever the shape
+            params.type_k = params.type_v = _BF16
         context = llama.llama_init_from_model(self._weights.handle, params)
         if not context:
             raise LoadFailed(
