@@ -238,12 +238,16 @@ class Engine:
         chunks = [chunk for chunk in chunks if self._scheduler.roll_back(chunk.sequence)]
         drawn: list[Draw] = []
         failed: list[tuple[Sequence, DecodeFailed]] = []
+        num_tried = 0
         for chunk in chunks:
+            if chunk.sequence.slot is None:
+                continue  # it gave way to one of those before
+            num_tried += 1
             try:
                 drawn += self._sample(self._decode([chunk]))
             except DecodeFailed as error:
                 failed.append((chunk.sequence, error))
-        if failed and len(failed) == len(chunks):
+        if failed and len(failed) == num_tried:
             raise failed[0][1]
         for sequence, _ in failed:
             self.reject(Rejected(sequence.id, "failed", "the model failed on this sequence"))

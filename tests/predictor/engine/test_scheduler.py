@@ -242,7 +242,7 @@ def test_finish_frees_everything_at_any_time(num_steps: int) -> None:
 
 
 def test_a_uniform_scheduler_computes_a_sequence_in_the_same_parts_again() -> None:
-    """The prompt in parts of a step, then what was generated one by one, also when it comes back."""
+    """The prompt in parts of a step, then token by token what was generated, also when replayed."""
     cache = SnapshotCache(FakeMemory(100, 1), 100, 0, can_cut=True)
     scheduler = Scheduler(1, cache, FairQueue(), is_uniform=True)
     sequence = _sequence(0, 20)
