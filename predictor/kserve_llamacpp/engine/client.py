@@ -222,7 +222,10 @@ class EngineClient:
     async def _tick_forever(self) -> None:
         while True:
             await self._sleep(_TICK_SECONDS)
-            self.tick()
+            try:
+                self.tick()
+            except Exception:  # without its clock the engine would go on unwatched
+                self._log.exception("engine_tick_failed")
 
     def tick(self) -> None:
         """Look at the clock: refuse who has waited too long, end an engine that hangs."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 _SLOWEST_FACTOR = 20.0
 _UNMEASURED_FACTOR = 20.0
+_BATCH_FACTOR = 2.0
 _MAX_GAP_SECONDS = 1.0
 
 
 class Watchdog:
     """Measures the silence of an engine that has work; owner: the client.
 
-    The limit is `min_seconds`, or 20 times the slowest step seen, or what a step of a whole batch
-    would take at the most that a token has cost, whichever is longest. While an engine loads its
+    The limit is `min_seconds`, or 20 times the slowest step seen, or twice what a whole batch takes
+    at the best pace seen (a machine that has only decoded a few tokens a step may meet its first
+    long prompt), whichever is longest. While an engine loads its
     model, and until a first step was measured, it is 20 times `min_seconds`; before an engine's
     first report there is none.
     """
@@ -20,7 +22,8 @@ class Watchdog:
         """`min_seconds` 0 switches it off; a step has `max_step_tokens` at most."""
         self._min_seconds = min_seconds
         self._max_step_tokens = max_step_tokens
-        self._longest_step = 0.0
+        self._slowest_step = 0.0
+        self._seconds_per_token: float | None = None  # at the best pace seen
         self._is_loading = True
         self._is_watched = False  # whether this engine has reported, and was not given up
         self._silence = 0.0
@@ -29,9 +32,11 @@ class Watchdog:
     @property
     def limit_seconds(self) -> float:
         """How long the engine may be silent now."""
-        if self._is_loading or self._longest_step == 0:
+        if self._is_loading or self._seconds_per_token is None:
             return self._min_seconds * _UNMEASURED_FACTOR
-        return max(self._min_seconds, self._longest_step)
+        batch = self._seconds_per_token * self._max_step_tokens
+        slowest = self._slowest_step * _SLOWEST_FACTOR
+        return max(self._min_seconds, slowest, batch * _BATCH_FACTOR)
 
     def started(self) -> None:
         """A new process begins; what was measured of the ones before holds for it, too."""
@@ -52,8 +57,9 @@ class Watchdog:
         """The engine told of a step that took so long and computed so many tokens."""
         self._silence = 0.0
         if num_tokens > 0:
-            whole_batch = seconds / num_tokens * self._max_step_tokens
-            self._longest_step = max(self._longest_step, seconds * _SLOWEST_FACTOR, whole_batch)
+            pace = seconds / num_tokens
+            self._slowest_step = max(self._slowest_step, seconds)
+            self._seconds_per_token = min(self._seconds_per_token or pace, pace)
 
     def silence(self, now: float, has_work: bool) -> float | None:
         """Return for how many seconds the engine hangs, None where it does not; ask often.

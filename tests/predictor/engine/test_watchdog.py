@@ -33,14 +33,18 @@ def _loaded(*steps: tuple[float, int], min_seconds: float = 30.0, batch: int = 1
     [
         ([(0.1, 8)], 1, 30.0),
         ([(0.1, 8), (2.0, 8), (0.1, 8)], 1, 40.0),
-        ([(0.1, 1)], 512, 51.2),
+        ([(0.1, 1)], 512, 102.4),
+        ([(2.0, 1), (0.1, 1)], 512, 102.4),
         ([(5.0, 512)], 512, 100.0),
     ],
 )
 def test_the_limit_follows_the_slowest_step(
     steps: list[tuple[float, int]], batch: int, limit: float
 ) -> None:
-    """Never under the setting, 20 times the slowest step, and room for a step of a whole batch."""
+    """Never under the setting, 20 times the slowest step, and room for a whole batch.
+
+    One slow token says little of the pace of many: the best pace counts.
+    """
     assert _hangs_after(_loaded(*steps, batch=batch)) == pytest.approx(limit, abs=0.51)
 
 
