@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import heapq
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
@@ -36,10 +37,16 @@ class _Tenant(Generic[T]):
     """A tenant's counter and what it has waiting, the next one first."""
 
     service: float
-    last_popped: int = 0
+    born: int
+    last_taken: int = 0
     keys: list[_Key] = field(default_factory=list)
     items: list[T] = field(default_factory=list)
     is_ranked: bool = False  # whether it has an entry in the heap
+
+    @property
+    def rank(self) -> tuple[float, int, int]:
+        """Who goes first: the least served, the one served longest ago, the oldest."""
+        return self.service, self.last_taken, self.born
 
 
 class FairQueue(Generic[T]):
@@ -67,7 +74,7 @@ class FairQueue(Generic[T]):
         self._generated_weight = generated_weight
         self._max_tenants = max_tenants
         self._tenants: dict[str, _Tenant[T]] = {}
-        self._ranks: list[tuple[float, int, int, str]] = []  # service, last popped, tie, name
+        self._ranks: list[tuple[tuple[float, int, int], str]] = []
         self._key_of: dict[T, _Key] = {}
         self._last_left: str | None = None  # where newcomers begin while nobody waits
         self._num_ticks = 0
@@ -76,10 +83,14 @@ class FairQueue(Generic[T]):
         return len(self._key_of)
 
     def __iter__(self) -> Iterator[T]:
-        """Yield all that wait: the least served tenant's first, each tenant's in its order."""
+        """Yield all that wait, from `head` on: the first of each tenant, the second of each, ...
+
+        So whoever takes several at once, before anything is charged, takes them from all tenants.
+        """
         waiting = [tenant for tenant in self._tenants.values() if tenant.items]
-        for tenant in sorted(waiting, key=lambda t: (t.service, t.last_popped)):
-            yield from tenant.items
+        waiting.sort(key=lambda tenant: tenant.rank)
+        for row in itertools.zip_longest(*(tenant.items for tenant in waiting)):
+            yield from (item for item in row if item is not None)
 
     @property
     def num_tenants(self) -> int:
@@ -117,12 +128,11 @@ class FairQueue(Generic[T]):
             raise IndexError("nobody waits")
         tenant = self._tenants[name]
         item = tenant.items[0]
-        tenant.last_popped = self._tick()
         self._take(tenant, 0)
         return item
 
     def remove(self, item: T) -> None:
-        """Take out an item; raises KeyError when it does not wait."""
+        """Take out an item, to serve it or not; raises KeyError when it does not wait."""
         key = self._key_of[item]
         tenant = self._tenants[item.tenant]
         self._take(tenant, bisect.bisect_left(tenant.keys, key))
@@ -135,9 +145,9 @@ class FairQueue(Generic[T]):
     def best_served(self, tenants: Iterable[str]) -> str | None:
         """Return who of these was served most, the latest among equals: the one to preempt from."""
 
-        def rank(name: str) -> tuple[float, int]:
+        def rank(name: str) -> tuple[float, int, int]:
             known = self._tenants.get(name)
-            return (self.service(name), known.last_popped if known is not None else 0)
+            return known.rank if known is not None else (self._least(), 0, 0)
 
         return max(tenants, key=rank, default=None)
 
@@ -152,10 +162,10 @@ class FairQueue(Generic[T]):
                 assert (item.tenant, item.priority) == (name, key[0])
                 keys[item] = key
         assert keys == self._key_of
-        ranked = [name for *_, name in self._ranks]
+        ranked = [name for _, name in self._ranks]
         assert len(ranked) == len(set(ranked))
         assert set(ranked) == {name for name, t in self._tenants.items() if t.is_ranked}
-        assert all(service <= self._tenants[name].service for service, *_, name in self._ranks)
+        assert all(rank <= self._tenants[name].rank for rank, name in self._ranks)
         num_waiting = sum(bool(tenant.items) for tenant in self._tenants.values())
         assert len(self._tenants) <= max(self._max_tenants, num_waiting + 2)
 
@@ -175,6 +185,7 @@ class FairQueue(Generic[T]):
         self._rank(item.tenant, tenant)
 
     def _take(self, tenant: _Tenant[T], at: int) -> None:
+        tenant.last_taken = self._tick()
         item = tenant.items.pop(at)
         del tenant.keys[at]
         del self._key_of[item]
@@ -185,7 +196,7 @@ class FairQueue(Generic[T]):
     def _tenant(self, name: str) -> _Tenant[T]:
         tenant = self._tenants.get(name)
         if tenant is None:
-            tenant = _Tenant(self._least())
+            tenant = _Tenant(self._least(), self._tick())
             self._forget_idle(room=1)
             self._tenants[name] = tenant
         return tenant
@@ -200,12 +211,12 @@ class FairQueue(Generic[T]):
     def _first(self) -> str | None:
         """Return the least served tenant that has something waiting; bring its entry up to date."""
         while self._ranks:
-            service, last_popped, _, name = self._ranks[0]
+            rank, name = self._ranks[0]
             tenant = self._tenants[name]
             if not tenant.items:
                 heapq.heappop(self._ranks)
                 tenant.is_ranked = False
-            elif (service, last_popped) != (tenant.service, tenant.last_popped):
+            elif rank != tenant.rank:
                 heapq.heappop(self._ranks)
                 tenant.is_ranked = False
                 self._rank(name, tenant)
@@ -216,8 +227,7 @@ class FairQueue(Generic[T]):
     def _rank(self, name: str, tenant: _Tenant[T]) -> None:
         if not tenant.is_ranked:
             tenant.is_ranked = True
-            entry = (tenant.service, tenant.last_popped, self._tick(), name)
-            heapq.heappush(self._ranks, entry)
+            heapq.heappush(self._ranks, (tenant.rank, name))
 
     def _forget_idle(self, room: int = 0) -> None:
         """Where there are too many tenants, forget idle ones: they come back at the least counter.

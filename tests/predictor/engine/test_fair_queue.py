@@ -104,6 +104,31 @@ def test_among_equals_the_one_served_longest_ago_goes_first() -> None:
     assert [item.tenant for item in _pop_all(queue)] == list("abcabc")
 
 
+def test_who_takes_several_at_once_takes_from_all_tenants() -> None:
+    """Iteration begins with the head and goes round the tenants, before anything is charged."""
+    queue: FairQueue[_Item] = FairQueue()
+    for tenant in "aaabbc":
+        queue.add(_Item(tenant))
+    queue.charge("a", 1)
+
+    assert [item.tenant for item in queue] == ["b", "c", "a", "b", "a", "a"]
+    assert next(iter(queue)) is queue.head()
+
+
+def test_a_newcomer_goes_before_who_was_just_served() -> None:
+    """Between equal counters the one that something was taken from later waits, however taken."""
+    queue: FairQueue[_Item] = FairQueue()
+    first, second = _Item("a"), _Item("a")
+    queue.add(first)
+    queue.add(second)
+    queue.remove(first)
+
+    queue.add(_Item("new"))
+
+    assert queue.service("new") == queue.service("a")
+    assert _pop_all(queue)[0].tenant == "new"
+
+
 def test_an_idle_tenant_saves_up_no_credit() -> None:
     """Who comes back goes ahead once, not for all the time in which it wanted nothing."""
     queue: FairQueue[_Item] = FairQueue()
@@ -327,6 +352,7 @@ class RandomOperations(RuleBasedStateMachine):
     def nothing_is_lost(self) -> None:
         self.queue.check_integrity()
         assert set(self.queue) == set(self.waiting)
+        assert next(iter(self.queue), None) is self.queue.head()
         assert len(self.queue) == len(self.waiting)
         assert (self.queue.head() is None) == (not self.waiting)
 
