@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import bisect
 import heapq
-import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
@@ -78,19 +77,28 @@ class FairQueue(Generic[T]):
         self._key_of: dict[T, _Key] = {}
         self._last_left: str | None = None  # where newcomers begin while nobody waits
         self._num_ticks = 0
+        self._num_taken = 0
+        self._charged = 0.0
 
     def __len__(self) -> int:
         return len(self._key_of)
 
     def __iter__(self) -> Iterator[T]:
-        """Yield all that wait, from `head` on: the first of each tenant, the second of each, ...
+        """Yield all that wait in the order in which they would be served, `head` first.
 
-        So whoever takes several at once, before anything is charged, takes them from all tenants.
+        Each is taken to cost what one has cost on average: whoever takes several at once, before
+        anything is charged, takes them from the tenants in turn, and few of one that is ahead.
         """
-        waiting = [tenant for tenant in self._tenants.values() if tenant.items]
-        waiting.sort(key=lambda tenant: tenant.rank)
-        for row in itertools.zip_longest(*(tenant.items for tenant in waiting)):
-            yield from (item for item in row if item is not None)
+        cost = self._charged / max(1, self._num_taken)
+        turns = [(t.rank, 0, name) for name, t in self._tenants.items() if t.items]
+        heapq.heapify(turns)
+        while turns:
+            _, at, name = heapq.heappop(turns)
+            tenant = self._tenants[name]
+            yield tenant.items[at]
+            if at + 1 < len(tenant.items):
+                rank = (tenant.service + (at + 1) * cost, self._num_ticks + at + 1, tenant.born)
+                heapq.heappush(turns, (rank, at + 1, name))
 
     @property
     def num_tenants(self) -> int:
@@ -141,6 +149,7 @@ class FairQueue(Generic[T]):
         """Count what was computed for a tenant."""
         cost = prompt_tokens * self._prompt_weight + generated_tokens * self._generated_weight
         self._tenant(tenant).service += cost
+        self._charged += cost
 
     def best_served(self, tenants: Iterable[str]) -> str | None:
         """Return who of these was served most, the latest among equals: the one to preempt from."""
@@ -186,6 +195,7 @@ class FairQueue(Generic[T]):
 
     def _take(self, tenant: _Tenant[T], at: int) -> None:
         tenant.last_taken = self._tick()
+        self._num_taken += 1
         item = tenant.items.pop(at)
         del tenant.keys[at]
         del self._key_of[item]

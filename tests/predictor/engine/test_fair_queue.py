@@ -109,10 +109,23 @@ def test_who_takes_several_at_once_takes_from_all_tenants() -> None:
     queue: FairQueue[_Item] = FairQueue()
     for tenant in "aaabbc":
         queue.add(_Item(tenant))
-    queue.charge("a", 1)
 
-    assert [item.tenant for item in queue] == ["b", "c", "a", "b", "a", "a"]
+    assert [item.tenant for item in queue] == list("abcaba")
     assert next(iter(queue)) is queue.head()
+
+
+def test_a_tenant_that_is_ahead_gives_others_several_turns() -> None:
+    """In the order of service each costs the average of before, so that one who is ahead waits.
+
+    Here it is 15: with 25 and 5 the tenants stand level after two turns of the second.
+    """
+    queue: FairQueue[_Item] = FairQueue()
+    for tenant in "aaabbbb":
+        queue.add(_Item(tenant))
+    for cost in (25, 5):
+        queue.charge(queue.pop_head().tenant, cost)
+
+    assert [item.tenant for item in queue] == list("bbaba")
 
 
 def test_a_newcomer_goes_before_who_was_just_served() -> None:

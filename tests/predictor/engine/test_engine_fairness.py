@@ -1,0 +1,113 @@
+"""Tenants beside each other in one engine: nobody's flood is another's wait."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tests.predictor.engine_run import EngineRun
+
+_TOKENS = 8  # of each prompt and of each answer
+
+
+def _run(**settings: int) -> EngineRun:
+    return EngineRun(num_cells=256, **settings)
+
+
+def _ask(run: EngineRun, tenant: str, priority: int = 0) -> int:
+    return run.submit("p" * _TOKENS, max_tokens=_TOKENS, tenant=tenant, priority=priority)
+
+
+def test_a_newcomer_gets_a_slot_of_who_has_them_all() -> None:
+    """Every slot runs one tenant's requests: another's first one starts in the next step but one.
+
+    Who gives way goes on later; nothing is lost.
+    """
+    run = _run()
+    flood = [_ask(run, "a") for _ in range(12)]
+    run.steps(5)
+
+    newcomer = _ask(run, "b")
+    run.steps(2)
+
+    assert newcomer in run.started
+    run.finish()
+    assert all(len(run.tokens(one)) == _TOKENS for one in [*flood, newcomer])
+    assert sum(stats.preemptions for stats in run.stats) == 1
+
+
+def test_free_slots_go_round_the_tenants() -> None:
+    """When slots are free, tenants that came together get one each before anyone gets a second."""
+    run = _run(max_sequences=3)
+    first, *_ = [_ask(run, "a") for _ in range(5)]
+    others = [_ask(run, tenant) for tenant in "bc"]
+
+    run.steps(3)
+
+    assert set(run.started) == {first, *others}
+
+
+def test_each_request_of_a_small_tenant_starts_at_once() -> None:
+    """One client beside a tenant that keeps a queue: each of its requests starts in two steps."""
+    run = _run()
+    waits = []
+    for _ in range(30):
+        while run.scheduler.num_waiting < 8:
+            _ask(run, "flood")
+        own = _ask(run, "small")
+        wait = 0
+        while own not in run.started:
+            run.step()
+            wait += 1
+        waits.append(wait)
+        while not run.is_done(own):
+            run.step()
+
+    assert max(waits) <= 2
+
+
+def test_priority_orders_a_tenants_own_requests() -> None:
+    """The lower number starts first inside its tenant, and does not push another's back."""
+    run = _run(max_sequences=1)
+    running = _ask(run, "a")
+    run.step()
+    late, urgent = _ask(run, "a", priority=5), _ask(run, "a", priority=-5)
+    other = _ask(run, "b")
+    run.finish()
+
+    assert run.started == [running, other, urgent, late]
+
+
+@pytest.mark.parametrize("num_slots", [1, 2, 4])
+@pytest.mark.parametrize("seed", range(3))
+def test_backlogged_tenants_get_the_same(num_slots: int, seed: int) -> None:
+    """While two tenants both wait, the tokens that were computed for each differ by a constant.
+
+    It is what all slots and one more request may take, however much larger one's requests are.
+    """
+    rng = random.Random(seed)
+    run = _run(max_sequences=num_slots)
+    asked: dict[int, tuple[str, int]] = {}
+    for tenant, count, prompts, answers in (
+        ("large", 20, range(10, 17), range(6, 9)),
+        ("small", 90, range(1, 4), range(1, 4)),
+    ):
+        for _ in range(count):
+            prompt = rng.choice(prompts)
+            one = run.submit("p" * prompt, max_tokens=rng.choice(answers), tenant=tenant)
+            asked[one] = (tenant, prompt)
+    num_compared = 0
+    while True:
+        run.step()
+        given = {"large": 0, "small": 0}
+        for one in run.started:
+            tenant, prompt = asked[one]
+            # the token drawn last was not computed
+            given[tenant] += prompt + 2 * max(0, len(run.tokens(one)) - 1)
+        if len({tenant for one, (tenant, _) in asked.items() if one not in run.started}) < 2:
+            break
+        assert abs(given["large"] - given["small"]) <= (16 + 2 * 8) * (num_slots + 1)
+        num_compared += 1
+    assert num_compared > 50
+    run.finish(2000)
