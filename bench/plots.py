@@ -27,14 +27,15 @@ def write_plots(results: Results, folder: Path) -> list[Path]:
     paths = []
     for name in results.scenarios:
         headlines = [column for column in LAYOUTS[name].columns if column.is_headline]
-        size = (1 + 4.5 * len(headlines), 3.6)
+        size = (2.5 + 4 * len(headlines), 3.6)
         figure, axes = plt.subplots(1, len(headlines), figsize=size, squeeze=False)
         for axis, column in zip(axes[0], headlines, strict=True):
             _draw(axis, results, name, column)
-        axes[0][0].legend(fontsize=8)
+        handles = axes[0][0].get_legend_handles_labels()
+        figure.legend(*handles, loc="lower left", ncols=4, fontsize=8, frameon=False)
         figure.suptitle(LAYOUTS[name].title, fontsize=11)
-        figure.text(0.99, 0.01, results.machine, ha="right", fontsize=6, color="#666666")
-        figure.tight_layout(rect=(0, 0.03, 1, 1))
+        figure.text(0.99, 0.02, results.machine, ha="right", fontsize=6, color="#666666")
+        figure.tight_layout(rect=(0, 0.06, 1, 1))
         paths.append(folder / f"{name}.png")
         # without the library's version, the same figures give the same file
         figure.savefig(paths[-1], dpi=110, metadata={"Software": None})
