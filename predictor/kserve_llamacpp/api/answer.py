@@ -76,7 +76,12 @@ class Answer:
         )
 
     async def _whole(self) -> Response:
-        collected = await asyncio.gather(*(collect(g) for g in self._generations))
+        tasks = [asyncio.create_task(collect(g)) for g in self._generations]
+        try:
+            collected = await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:  # when one has failed, the others would wait for ever
+                task.cancel()
         of = dict(zip(self._generations, collected, strict=True))
         count = self._body.num_choices
         results = [of[best] for choices in self._prompts for best in _best(choices, count)]

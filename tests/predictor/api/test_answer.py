@@ -206,6 +206,8 @@ async def test_one_failed_prompt_ends_the_others() -> None:
         await running
 
     assert second.id in run.cancelled()
+    await settle()
+    assert not [task for task in asyncio.all_tasks() if "collect" in str(task.get_coro())]
     await run.client.stop()
 
 
