@@ -304,17 +304,17 @@ class RadixCache:
             ):
                 return None
             child = node.children[sequence.tokens[start]]
+        self._lock(child)  # or its state might make way for what is evicted for the holder
         if child.holder is None:
             child.holder = self._take_holder()
             if child.holder is None:
+                self._unlock(child)
                 return None
             self._memory.share(sequence.slot, child.holder, child.start, child.end)
-            self._num_parked += len(child.tokens)
-            self._park(child)
+            self._num_locked += len(child.tokens)
         else:  # computed twice: one of the two is enough
             self._memory.cut(sequence.slot, child.start, child.end)
             self._memory.share(child.holder, sequence.slot, child.start, child.end)
-        self._lock(child)
         return child
 
     def _must_bring_back(self, node: Node, sequence: Sequence, length: int) -> bool:
