@@ -67,7 +67,8 @@ class Weights:
         head_size = llama.llama_model_n_embd(self.handle) // num_heads
         key_size = int(self._meta(f"{prefix}.attention.key_length") or head_size)
         value_size = int(self._meta(f"{prefix}.attention.value_length") or head_size)
-        num_kv_heads = llama.llama_model_n_head_kv(self.handle)
+        # llama.cpp tells the first layer's; in a hybrid model that may have none
+        num_kv_heads = llama.llama_model_n_head_kv(self.handle) or num_heads
         layers = llama.llama_model_n_layer(self.handle)
         return int(layers * num_kv_heads * (key_size + value_size))
 
