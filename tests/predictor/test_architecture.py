@@ -21,7 +21,9 @@ _PROXY = _PROTOCOL.parents[1] / "proxy" / "openai_proxy"
 _PURE = (
     "engine/self_test.py",
     "engine/cache/costs.py",
+    "engine/cache/host_tier.py",
     "engine/cache/memory.py",
+    "engine/cache/node.py",
     "engine/cache/radix.py",
     "engine/cache/snapshots.py",
     "engine/admission.py",

@@ -9,9 +9,9 @@ bringing it back: a step walks parked cells, too. Then it goes to the host, if t
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
 
 from kserve_llamacpp.engine.cache.costs import Costs
+from kserve_llamacpp.engine.cache.host_tier import HostTier
 from kserve_llamacpp.engine.cache.memory import (
     MIN_SHARED,
     CacheStats,
@@ -19,35 +19,8 @@ from kserve_llamacpp.engine.cache.memory import (
     Memory,
     common_length,
 )
+from kserve_llamacpp.engine.cache.node import Node
 from kserve_llamacpp.engine.sequence import Sequence
-
-
-class Node:
-    """A span of tokens; owner: its tree. In memory on the device, on the host, or on both."""
-
-    def __init__(
-        self, tokens: list[int], start: int, parent: Node | None, salt: str | None = None
-    ) -> None:
-        """`salt` is a root's; a root has no tokens and no parent."""
-        self.salt = salt
-        self.tokens = tokens
-        self.start = start
-        self.parent = parent
-        self.children: dict[int, Node] = {}
-        self.holder: int | None = None
-        self.state: bytearray | None = None
-        self.num_users = 0
-        self.parked_at = 0.0  # rows computed when its last user left
-
-    @property
-    def end(self) -> int:
-        """The position behind its last token."""
-        return self.start + len(self.tokens)
-
-    @property
-    def is_parked(self) -> bool:
-        """Whether its cells are on the device without a user."""
-        return self.holder is not None and self.num_users == 0
 
 
 class RadixCache:
@@ -72,15 +45,13 @@ class RadixCache:
         self.stats = CacheStats()
         self._memory = memory
         self._free_holders = list(range(memory.first_holder, memory.num_ids))[::-1]
-        self._max_host_bytes = host_bytes if can_save else 0
-        self._rows_worth_parking = costs.rows_worth_parking(self._max_host_bytes > 0)
+        self._host = HostTier(host_bytes if can_save else 0)
+        self._rows_worth_parking = costs.rows_worth_parking(self._host.max_bytes > 0)
         self._roots: dict[str, Node] = {}
         self._last_nodes: dict[int, Node] = {}  # of running sequences, by slot
         self._parked: OrderedDict[Node, None] = OrderedDict()  # parked longest first
-        self._saved: OrderedDict[Node, None] = OrderedDict()  # with a state, least used first
         self._num_locked = 0
         self._num_parked = 0
-        self._host_bytes = 0
         self._rows = 0.0
 
     @property
@@ -96,7 +67,7 @@ class RadixCache:
     @property
     def host_bytes(self) -> int:
         """How much the host tier holds."""
-        return self._host_bytes
+        return self._host.num_bytes
 
     def known(self, sequence: Sequence) -> Known:
         """Return how many of a waiting sequence's tokens need not be computed."""
@@ -185,7 +156,7 @@ class RadixCache:
 
     def check_integrity(self, running: list[Sequence]) -> None:
         """Raise AssertionError unless everything is accounted for exactly once."""
-        nodes = [node for root in self._roots.values() for node in _below(root)]
+        nodes = [node for root in self._roots.values() for node in root.below()]
         users = dict.fromkeys(nodes, 0)
         for sequence in running:
             assert sequence.slot is not None
@@ -209,14 +180,13 @@ class RadixCache:
                 or node.parent.holder is not None
             )
             assert (node in self._parked) == node.is_parked
-            assert (node in self._saved) == (node.state is not None)
+            assert (node in self._host) == (node.state is not None)
         holders = [node.holder for node in nodes if node.holder is not None]
         assert len({*holders, *self._free_holders}) == len(holders) + len(self._free_holders)
         on_device = [node for node in nodes if node.holder is not None]
         assert self._num_parked == sum(len(n.tokens) for n in on_device if not n.num_users)
         assert self._num_locked == sum(len(n.tokens) for n in on_device if n.num_users)
-        assert self._host_bytes == sum(len(n.state) for n in nodes if n.state is not None)
-        assert self._host_bytes <= self._max_host_bytes
+        assert self._host.num_bytes == sum(len(n.state) for n in nodes if n.state is not None)
 
     # -- finding ---------------------------------------------------------------------------------
 
@@ -256,9 +226,7 @@ class RadixCache:
         """
         for node in path:
             self._lock(node)
-        for node in reversed(path):  # a parent is used after its children
-            if node.state is not None:
-                self._saved.move_to_end(node)
+        self._host.touch(path)
         for at, node in enumerate(path):
             if node.holder is not None:
                 continue
@@ -369,7 +337,7 @@ class RadixCache:
         head.num_users = node.num_users
         self._memory.share(node.holder, holder, head.start, head.end)
         self._memory.cut(node.holder, head.start, head.end)
-        self._forget_state(node)
+        self._host.forget(node)
         node.parent.children[head.tokens[0]] = head
         head.children[node.tokens[count]] = node
         node.tokens, node.start, node.parent = node.tokens[count:], head.end, head
@@ -407,7 +375,7 @@ class RadixCache:
         """Take a parked node's cells, to the host where they fit; return how many."""
         assert node.is_parked
         assert node.holder is not None
-        assert all(child.holder is None for child in node.children.values())
+        assert node.is_last_on_device
         if node.state is None:
             self._save(node)
         self._memory.drop(node.holder)
@@ -421,43 +389,26 @@ class RadixCache:
         return len(node.tokens)
 
     def _save(self, node: Node) -> None:
-        """Copy a node's cells to the host, if they fit there."""
+        """Copy a node's cells to the host, if they fit there; what was used least makes room."""
         assert node.holder is not None
-        if self._max_host_bytes == 0:
+        if self._host.max_bytes == 0:
             return
         state = self._memory.save(node.holder)
-        if state is None or not self._make_host_room(len(state)):
+        if state is None or len(state) > self._host.max_bytes:
             return
-        node.state = state
-        self._saved[node] = None
-        self._host_bytes += len(state)
-
-    def _make_host_room(self, count: int) -> bool:
-        """Drop the states that were used longest ago; False when there is no room at all."""
-        if count > self._max_host_bytes:
-            return False
-        for node in list(self._saved):
-            if self._host_bytes + count <= self._max_host_bytes:
-                break
-            if node.state is None or node.num_users > 0:
-                continue  # went with its parent, or is being restored
-            self._forget_state(node)
-            if node.holder is None:
-                self._remove(node)
-        return self._host_bytes + count <= self._max_host_bytes
-
-    def _forget_state(self, node: Node) -> None:
-        if node.state is not None:
-            self._host_bytes -= len(node.state)
-            node.state = None
-            del self._saved[node]
+        for other in self._host.in_the_way_of(len(state)):
+            self._host.forget(other)
+            if other.holder is None:
+                self._remove(other)
+        if self._host.num_bytes + len(state) <= self._host.max_bytes:
+            self._host.put(node, state)
 
     def _remove(self, node: Node) -> None:
         """Take a node that is nowhere in memory out of the tree, and what is below it."""
         assert node.parent is not None
-        for below in _below(node):
+        for below in node.below():
             assert below.holder is None
-            self._forget_state(below)
+            self._host.forget(below)
         parent = node.parent
         del parent.children[node.tokens[0]]
         self._forget_root(parent)
@@ -471,12 +422,6 @@ class RadixCache:
         for node in reversed(path):
             self._unlock(node)
         for node in reversed(path):
-            for each in [*reversed(list(_below(node))), node]:
-                if each.is_parked and not any(c.holder is not None for c in each.children.values()):
+            for each in [*reversed(list(node.below())), node]:
+                if each.is_parked and each.is_last_on_device:
                     self._evict_node(each)
-
-
-def _below(node: Node) -> Iterator[Node]:
-    for child in list(node.children.values()):
-        yield child
-        yield from _below(child)
