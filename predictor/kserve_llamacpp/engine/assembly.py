@@ -29,7 +29,7 @@ class MeasuredBackend(Backend, ExactBackend, Protocol):
 
     num_cells: int
     shares_cells: bool
-    can_save_parts: bool
+    has_window: bool
 
     def host_bytes(self) -> int:
         """Return how much host memory may be used for what the KV cache gives up."""
@@ -60,9 +60,8 @@ def make_engine(
         host_bytes = options.host_cache_mib << 20
     cache: KVCache
     if backend.shares_cells:
-        cache = RadixCache(
-            backend.memory, backend.num_cells, costs, host_bytes, backend.can_save_parts
-        )
+        can_save_parts = not backend.has_window
+        cache = RadixCache(backend.memory, backend.num_cells, costs, host_bytes, can_save_parts)
     else:
         cache = SnapshotCache(backend.memory, backend.num_cells, host_bytes, backend.can_cut)
     log.debug(

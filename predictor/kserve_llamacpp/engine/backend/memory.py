@@ -13,38 +13,65 @@ _MAX_IDS = 256  # LLAMA_MAX_SEQ
 class LlamaMemory:
     """A `Memory` over a context; owner: the backend.
 
-    In a unified cache of attention alone, ids from `num_slots` up may hold cells, though batches
-    may not name them; only ids below `n_seq_max` can be saved, so the one behind the slots is
-    kept for that.
+    In a unified cache of attention alone, ids from `num_slots` up may hold cells, though they are
+    no slots; only ids below `n_seq_max` can be saved, so the one behind the slots is kept for that.
+
+    With a sliding window llama.cpp writes over cells which their owner's latest token does not see
+    any more, wherever it comes across them, unless they have two owners. Where cells are shared,
+    each id has a twin that owns the same cells: or a prefix would have gaps that cannot be seen.
     """
 
-    def __init__(self, context: Any, num_slots: int, can_park: bool, has_window: bool) -> None:
-        """`can_park`: ids above the slots may hold cells; `has_window`: cells get overwritten."""
+    def __init__(self, context: Any, num_slots: int, can_park: bool, window: int) -> None:
+        """`can_park`: ids above the slots may hold cells; `window` of attention, 0 for none."""
         self._context = context
         self._handle = llama.llama_get_memory(context)
-        self._has_window = has_window
-        self._spare = num_slots if can_park else None
+        self._num_slots = num_slots
+        self._window = window
+        num_batch_ids = self.num_batch_ids(num_slots, can_park, window)
+        self._spare = num_batch_ids - 1 if can_park else None
         self.first_holder = num_slots + 1
         self.num_ids = _MAX_IDS if can_park else num_slots
+        self.slot_twin: int | None = None
+        self._holder_twin = 0
+        if can_park and window:
+            self.slot_twin = num_slots
+            self.first_holder = num_batch_ids
+            self._holder_twin = (_MAX_IDS - num_batch_ids) // 2
+            self.num_ids = self.first_holder + self._holder_twin
+
+    @staticmethod
+    def num_batch_ids(num_slots: int, can_park: bool, window: int) -> int:
+        """Return how many ids batches and states may name: `n_seq_max`."""
+        if not can_park:
+            return num_slots
+        return 2 * num_slots + 1 if window else num_slots + 1
+
+    @classmethod
+    def can_park(cls, num_slots: int, window: int) -> bool:
+        """Whether there are enough ids for so many slots, and some for what is parked."""
+        return cls.num_batch_ids(num_slots, True, window) + 2 <= _MAX_IDS
 
     def share(self, source: int, target: int, start: int, end: int) -> None:
         """Let `target` own the cells of `source` at positions from `start` to before `end`, too."""
-        llama.llama_memory_seq_cp(self._handle, source, target, start, end)
+        for owner in self._owners(target):
+            llama.llama_memory_seq_cp(self._handle, source, owner, start, end)
 
     def cut(self, id: int, start: int, end: int | None = None) -> None:
         """Take cells from a sequence, from `start` to before `end`; None: to its last one."""
-        llama.llama_memory_seq_rm(self._handle, id, start, -1 if end is None else end)
+        for owner in self._owners(id):
+            llama.llama_memory_seq_rm(self._handle, owner, start, -1 if end is None else end)
 
     def drop(self, id: int) -> None:
         """Take all cells from a sequence."""
-        llama.llama_memory_seq_rm(self._handle, id, -1, -1)
+        self.cut(id, -1)
 
     def holds(self, id: int, length: int) -> bool:
-        """Whether a sequence has every cell of its first `length` positions."""
-        if length == 0 or not self._has_window:
+        """Whether a sequence has every cell that computing on from its first `length` needs."""
+        if length == 0 or not self._window:
             return True
         first = llama.llama_memory_seq_pos_min(self._handle, id)
-        return bool(first == 0 and llama.llama_memory_seq_pos_max(self._handle, id) >= length - 1)
+        last = llama.llama_memory_seq_pos_max(self._handle, id)
+        return bool(0 <= first <= max(0, length - self._window + 1) and last >= length - 1)
 
     def save(self, id: int) -> bytearray | None:
         """Copy a sequence's cells to host memory; None when that fails."""
@@ -70,3 +97,8 @@ class LlamaMemory:
     def clear(self) -> None:
         """Forget everything."""
         llama.llama_memory_clear(self._handle, False)
+
+    def _owners(self, id: int) -> tuple[int, ...]:
+        if self.slot_twin is None or id == self._spare:
+            return (id,)
+        return (id, id + (self.slot_twin if id < self._num_slots else self._holder_twin))

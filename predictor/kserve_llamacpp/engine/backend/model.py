@@ -48,7 +48,8 @@ class LlamaBackend:
     """One model and its context; owner: the engine process, one thread.
 
     `num_cells` is what all sequences together can have in the KV cache; `shares_cells` whether
-    they can share them; `can_cut` whether a sequence can go back to an earlier token.
+    they can share them; `can_cut` whether a sequence can go back to an earlier token; `has_window`
+    whether some layers look at the latest tokens only.
     """
 
     def __init__(
@@ -70,8 +71,10 @@ class LlamaBackend:
         self._vocabulary = Vocabulary(self._weights.handle)
         offloads = bool(llama.llama_supports_gpu_offload()) and options.n_gpu_layers != 0
         self.can_cut = not self._weights.is_recurrent
-        self.shares_cells = options.kv_cache == "unified" and self.can_cut
-        self.can_save_parts = not self._weights.has_window
+        window = self._weights.window
+        can_park = LlamaMemory.can_park(options.max_sequences, window)
+        self.shares_cells = options.kv_cache == "unified" and self.can_cut and can_park
+        self.has_window = window > 0
         n_ctx = choose_n_ctx(
             options.n_ctx,
             self._weights.n_ctx_train * options.max_sequences,
@@ -86,7 +89,7 @@ class LlamaBackend:
             self._context,
             options.max_sequences,
             can_park=self.shares_cells,
-            has_window=self._weights.has_window,
+            window=window,
         )
         self.n_vocab: int = self._vocabulary.size
         self.num_cells: int = llama.llama_n_ctx(self._context)
@@ -97,7 +100,7 @@ class LlamaBackend:
         self.max_mixed_rows = options.n_batch
         if not offloads:
             self.max_mixed_rows = min(options.n_batch, _TILED_ROWS - 1)
-        self._batch = Batch(options.n_batch)
+        self._batch = Batch(options.n_batch, self.memory.slot_twin)
         self._samplers = Samplers(self._context, self._vocabulary, self.max_length)
 
     def tokenize(self, text: str, add_special: bool) -> list[int]:
@@ -209,8 +212,9 @@ class LlamaBackend:
         params = llama.llama_context_default_params()
         params.n_ctx = n_ctx
         params.n_batch = params.n_ubatch = options.n_batch
-        # one more, where what is parked is saved by way of it
-        params.n_seq_max = options.max_sequences + self.shares_cells
+        params.n_seq_max = LlamaMemory.num_batch_ids(
+            options.max_sequences, self.shares_cells, self._weights.window
+        )
         params.n_outputs_max = (
             params.n_seq_max
         )  # the default reserves n_ubatch times the vocabulary

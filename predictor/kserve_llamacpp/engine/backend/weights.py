@@ -43,9 +43,9 @@ class Weights:
         )
 
     @property
-    def has_window(self) -> bool:
-        """Whether some layers look at the latest tokens only, so that older cells may be reused."""
-        return bool(llama.llama_model_n_swa(self.handle) > 0)
+    def window(self) -> int:
+        """How many of the latest tokens some layers look at only; 0: all layers at all of them."""
+        return int(llama.llama_model_n_swa(self.handle))
 
     @property
     def description(self) -> str:
