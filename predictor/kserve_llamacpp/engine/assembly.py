@@ -63,7 +63,9 @@ def make_engine(
         can_save_parts = not backend.has_window
         cache = RadixCache(backend.memory, backend.num_cells, costs, host_bytes, can_save_parts)
     else:
-        cache = SnapshotCache(backend.memory, backend.num_cells, host_bytes, backend.can_cut)
+        cache = SnapshotCache(
+            backend.memory, backend.num_cells, host_bytes, backend.can_cut, backend.has_window
+        )
     log.debug(
         "prefix_cache",
         kind=type(cache).__name__,

@@ -89,13 +89,13 @@ class SelfTest:
 
     def _from_host(self, state: bytearray | None) -> list[bytes]:
         self._drop_all()
-        start = self._restore(state)
+        start = self._restore(state, _TAIL) or self._restore(state, 1)
         self._prefill(self._second, start, self._step_tokens)
         return [self._backend.logits(self._last_row), *self._decode(self._second)]
 
     def _beside_others(self, state: bytearray | None) -> list[bytes]:
         self._drop_all()
-        start = self._restore(state)
+        start = self._restore(state, _TAIL)
         company = self._company()
         for part, at in enumerate(range(start, len(self._tokens), _LARGE_PART)):
             if part == 1 and self._others:
@@ -118,12 +118,12 @@ class SelfTest:
                 held[slot] += count
             yield rows
 
-    def _restore(self, state: bytearray | None) -> int:
-        """Bring the sequence back, cut where that is possible; return from where to go on."""
+    def _restore(self, state: bytearray | None, num_cut: int) -> int:
+        """Bring the sequence back without its end; return from where to go on, 0 if impossible."""
         if state is None or not self._backend.can_cut:
             return 0
         memory = self._backend.memory
-        start = max(0, len(self._tokens) - _TAIL)
+        start = max(0, len(self._tokens) - num_cut)
         if not memory.restore(self._second, state):
             memory.drop(self._second)
             return 0

@@ -2,11 +2,14 @@
 
 A split KV cache gives each slot cells of its own; a recurrent one has a state instead of cells. In
 both a prefix is brought back as a whole; the cells of a split cache can be cut behind it, a
-recurrent state cannot: it serves only those who begin with all of it.
+recurrent state cannot: it serves only those who begin with all of it. Of layers with a sliding
+window only the last window is saved: but for the last token, which must be computed anyway, it
+cannot be cut either.
 """
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -38,11 +41,20 @@ class SnapshotCache:
     num_locked = 0
     num_parked = 0
 
-    def __init__(self, memory: Memory, num_cells: int, host_bytes: int, can_cut: bool) -> None:
-        """`host_bytes` bounds what is kept; `can_cut` tells whether a part of it can be used."""
+    def __init__(
+        self,
+        memory: Memory,
+        num_cells: int,
+        host_bytes: int,
+        can_cut: bool,
+        has_window: bool = False,
+    ) -> None:
+        """`host_bytes` bounds what is kept; `can_cut` tells whether a sequence can go back."""
         self.num_cells = num_cells
         self.stats = CacheStats()
-        self.can_publish = can_cut and host_bytes > 0
+        self._keeps_parts = can_cut and not has_window
+        self._longest_cut = math.inf if self._keeps_parts else float(can_cut)
+        self.can_publish = self._keeps_parts and host_bytes > 0
         self._memory = memory
         self._max_bytes = host_bytes
         self._can_cut = can_cut
@@ -123,7 +135,7 @@ class SnapshotCache:
             if snapshot.salt != sequence.cache_salt:
                 continue
             length = common_length(snapshot.tokens, sequence.tokens, limit)
-            if not self._can_cut and length < len(snapshot.tokens):
+            if len(snapshot.tokens) - length > self._longest_cut:
                 continue
             if length > longest:
                 best, longest = snapshot, length
@@ -140,9 +152,9 @@ class SnapshotCache:
             if length == len(tokens) == len(snapshot.tokens):
                 self._kept.move_to_end(snapshot)
                 return True
-            if self._can_cut and length == len(tokens):
+            if self._keeps_parts and length == len(tokens):
                 return True
-            if self._can_cut and length == len(snapshot.tokens):
+            if self._keeps_parts and length == len(snapshot.tokens):
                 self._forget(snapshot)
         if self._max_bytes == 0:
             return False
