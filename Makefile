@@ -55,6 +55,11 @@ e2e-short: dev ## the first and most important part of e2e
 	@$(bootstrap) model >/dev/null
 	@exec $(venv)/python -m pytest tests/e2e -o junit_family=xunit1 --junitxml=build/e2e.xml -m short $(TEST_ARGS)
 
+.PHONY: soak
+soak: dev ## show that 200 prompts give the same bytes alone and in company: ten minutes or so
+	@$(bootstrap) model >/dev/null
+	@exec $(venv)/python -m pytest tests/soak -m soak -s $(TEST_ARGS)
+
 .PHONY: lint
 lint: dev ## check style and formatting
 	$(venv)/ruff check .

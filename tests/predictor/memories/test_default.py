@@ -81,7 +81,7 @@ def test_live_sequences_share(load: Load, architecture: str) -> None:
     _assert_right(backend, list(zip(prompts, answers, strict=True)))
 
 
-@pytest.mark.parametrize("architecture", _ATTENTION)
+@pytest.mark.parametrize("architecture", [*_ATTENTION, "jamba"])
 def test_preempted_for_want_of_cells(load: Load, architecture: str) -> None:
     """Sequences that outgrow the cache give way, come back, and all get their whole text."""
     backend = load(architecture, n_ctx=512)
