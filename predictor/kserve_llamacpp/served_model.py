@@ -26,6 +26,7 @@ from kserve_llamacpp.errors import (
 )
 from kserve_llamacpp.logging import resolve_format
 from kserve_llamacpp.metrics import EngineMetrics
+from kserve_llamacpp.resume import Resumable
 from kserve_llamacpp.tenant import of_tenant
 from openai_protocol.errors import InvalidRequest, Unavailable
 from openai_protocol.requests import (
@@ -101,24 +102,37 @@ class ServedModel:
         await self.engine.stop()
 
     def chat(
-        self, body: ChatCompletionRequest, request_id: str, tenant: str = ""
+        self,
+        body: ChatCompletionRequest,
+        request_id: str,
+        tenant: str = "",
+        resumable: Resumable | None = None,
     ) -> list[Generation]:
         """Submit a chat, one generation a choice; raises as `complete` does."""
         requests = chat_requests(body, self._template, self.facts, request_id)
-        return self._submit(requests, body, tenant)
+        return self._submit(requests, body, tenant, resumable)
 
     def complete(
-        self, body: CompletionRequest, request_id: str, tenant: str = ""
+        self,
+        body: CompletionRequest,
+        request_id: str,
+        tenant: str = "",
+        resumable: Resumable | None = None,
     ) -> list[Generation]:
         """Submit a text completion: the choices of the first prompt, then those of the next.
 
         Raises ApiError; submits all or none. Whoever calls must cancel what is left of them,
         whatever happens.
         """
-        return self._submit(completion_requests(body, self.facts, request_id), body, tenant)
+        requests = completion_requests(body, self.facts, request_id)
+        return self._submit(requests, body, tenant, resumable)
 
     def _submit(
-        self, requests: list[Request], body: GenerationRequest, tenant: str
+        self,
+        requests: list[Request],
+        body: GenerationRequest,
+        tenant: str,
+        resumable: Resumable | None,
     ) -> list[Generation]:
         most = self._config.max_waiting + self.facts.max_sequences
         if len(requests) > most:
@@ -127,6 +141,8 @@ class ServedModel:
                 f"{most} at most: lower 'n' or 'best_of', or send fewer prompts.",
                 param="n" if requests[0].field == "messages" else "prompt",
             )
+        if resumable is not None:
+            requests = resumable.requests(requests, self.facts, self._config.deterministic)
         generations: list[Generation] = []
         try:
             for request in requests:

@@ -4,6 +4,7 @@
     ├── InvalidRequest          400  invalid_request_error
     │   ├── NotFound            404
     │   ├── MethodNotAllowed    405
+    │   ├── Conflict            409
     │   └── RequestTooLarge     413
     ├── RateLimited             429  rate_limit_error      (Retry-After)
     ├── InternalError           500  server_error
@@ -45,10 +46,11 @@ class ErrorCode(StrEnum):
     CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
     CHAT_TEMPLATE_FAILED = "chat_template_failed"
     NO_CHAT_TEMPLATE = "no_chat_template"
-    # 404, 405, 413
+    # 404, 405, 409, 413
     MODEL_NOT_FOUND = "model_not_found"
     UNKNOWN_URL = "unknown_url"
     METHOD_NOT_ALLOWED = "method_not_allowed"
+    RESUME_MISMATCH = "resume_mismatch"
     REQUEST_TOO_LARGE = "request_too_large"
     # 429
     QUEUE_FULL = "queue_full"
@@ -139,6 +141,13 @@ class MethodNotAllowed(InvalidRequest):
 
     status = 405
     code = ErrorCode.METHOD_NOT_ALLOWED
+
+
+class Conflict(InvalidRequest):
+    """A stream is to be resumed where it would not go on as it was."""
+
+    status = 409
+    code = ErrorCode.RESUME_MISMATCH
 
 
 class RequestTooLarge(InvalidRequest):

@@ -7,6 +7,7 @@ from kserve_llamacpp.engine.cache.snapshots import SnapshotCache
 from kserve_llamacpp.engine.engine import Engine
 from kserve_llamacpp.engine.fair_queue import FairQueue
 from kserve_llamacpp.engine.frames import (
+    FinishReason,
     Output,
     Rejected,
     SamplingParams,
@@ -55,6 +56,7 @@ class EngineRun:
         self.engine = Engine(self.backend, self.scheduler, self.budget, lambda: self.now)
         self.stats: list[Stats] = []
         self.started: list[int] = []
+        self.starts: dict[int, Started] = {}
         self.cached: dict[int, int] = {}
         self.outputs: dict[int, list[Output]] = {}
         self.rejections: dict[int, Rejected] = {}
@@ -71,6 +73,9 @@ class EngineRun:
         priority: int = 0,
         cache_salt: str = "",
         sampling: SamplingParams | None = None,
+        ended: FinishReason | None = None,
+        num_scored: int = 0,
+        is_resumable: bool = False,
     ) -> int:
         """Submit a request; return its id."""
         new_id = self._next_id
@@ -89,6 +94,9 @@ class EngineRun:
                 tenant=tenant,
                 priority=priority,
                 cache_salt=cache_salt,
+                ended=ended,
+                num_scored=num_scored,
+                is_resumable=is_resumable,
             )
         )
         return new_id
@@ -102,6 +110,7 @@ class EngineRun:
                 case Started(id=id):
                     assert id not in self.started, "started twice"
                     self.started.append(id)
+                    self.starts[id] = event
                     self.cached[id] = event.cached_tokens
                 case Output(id=id):
                     assert id in self.started, "output before the start"

@@ -10,9 +10,10 @@ from starlette.types import Message, Scope
 from kserve_llamacpp.api.answer import Answer
 from kserve_llamacpp.api.shapes import ChatShape, Shape, TextShape
 from kserve_llamacpp.engine.generation import Generation
+from kserve_llamacpp.resume import Resumable
 from openai_protocol.requests import ChatCompletionRequest, CompletionRequest
 from openai_protocol.sse import data_of, split_events
-from tests.predictor.fake_process import ClientRun
+from tests.predictor.fake_process import FACTS, ClientRun
 
 
 class _Model:
@@ -37,11 +38,15 @@ class Exchange:
         prompts: str = "p",
         is_chat: bool = True,
         echoes: list[str] | None = None,
+        resumable: Resumable | None = None,
         **body: Any,
     ) -> None:
         """Submit the choices of each letter of `prompts`; `body` is what the request says."""
         count = body.get("best_of") or body.get("n") or 1
-        self.generations = [run.submit(prompt) for prompt in prompts for _ in range(count)]
+        requests = [run.request(prompt) for prompt in prompts for _ in range(count)]
+        if resumable is not None:
+            requests = resumable.requests(requests, FACTS, is_deterministic=False)
+        self.generations = [run.client.submit(request) for request in requests]
         self.scope: Scope = {"type": "http", "access_log": {}}
         self.sent: list[Message] = []
         request: ChatCompletionRequest | CompletionRequest
@@ -54,7 +59,7 @@ class Exchange:
         if not is_chat:
             shape = TextShape("m", "fp", num_top, echoes)
         model: Any = _Model(run)
-        self._answer = Answer(self.scope, model, request, self.generations, shape)
+        self._answer = Answer(self.scope, model, request, self.generations, shape, resumable)
 
     async def run(self) -> None:
         """Answer, to the end."""

@@ -43,6 +43,7 @@ FACTS = ModelFacts(
     eos_token="</s>",  # noqa: S106 - as above
     fingerprint="fp_1",
     build="test",
+    file_hash="file",
 )
 STATS = Stats(running=0, waiting=0, cells_used=0, cells_total=64)
 
@@ -211,15 +212,19 @@ class ClientRun:
         self, prompt: str = "p", max_tokens: int | None = None, tenant: str = "", priority: int = 0
     ) -> Generation:
         """Submit a request with usual settings."""
-        return self.client.submit(
-            Request(
-                request_id=f"req-{prompt}",
-                prompt=prompt,
-                max_tokens=max_tokens,
-                sampling=SamplingParams(seed=1),
-                tenant=tenant,
-                priority=priority,
-            )
+        return self.client.submit(self.request(prompt, max_tokens, tenant, priority))
+
+    def request(
+        self, prompt: str = "p", max_tokens: int | None = None, tenant: str = "", priority: int = 0
+    ) -> Request:
+        """Return a request with usual settings."""
+        return Request(
+            request_id=f"req-{prompt}",
+            prompt=prompt,
+            max_tokens=max_tokens,
+            sampling=SamplingParams(seed=1),
+            tenant=tenant,
+            priority=priority,
         )
 
     def tell(self, *events: Started | Output) -> None:
@@ -228,7 +233,7 @@ class ClientRun:
 
     def begin(self, *generations: Generation, cached_tokens: int = 0) -> None:
         """Report that requests have started, with a prompt of 3 tokens each."""
-        self.tell(*(Started(generation.id, 3, cached_tokens) for generation in generations))
+        self.tell(*(Started(g.id, 3, cached_tokens, "hash") for g in generations))
 
     def give(
         self,

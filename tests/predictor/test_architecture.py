@@ -33,6 +33,7 @@ _PURE = (
     "engine/fair_queue.py",
     "engine/frames.py",
     "engine/penalties.py",
+    "engine/reading.py",
     "engine/sampling.py",
     "engine/scheduler.py",
     "engine/sequence.py",

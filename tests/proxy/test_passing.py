@@ -156,6 +156,28 @@ async def test_headers_towards_upstream(proxy: Proxy, upstream: StandIn) -> None
     assert not {"authorization", "x-api-key", "cookie", "x-hop"} & {name.lower() for name in sent}
 
 
+async def test_clients_do_not_resume(proxy: Proxy, upstream: StandIn) -> None:
+    """The header that asks for comments and the field that resumes a stream are the proxy's own."""
+    upstream.respond = streamed(b': resume {"index":0,"tokens":[1]}\n' + chunk("a"), DONE)
+    body = {"messages": MESSAGES, "stream": True, "resume": {"x": 1}, "metadata": {"resume": "é"}}
+    async with proxy.http.post(
+        proxy.url + CHAT, json=body, headers={"x-resumable": "1"}
+    ) as response:
+        assert await response.content.read() == chunk("a") + DONE
+
+    del body["resume"]
+    assert json.loads(upstream.bodies[-1]) == body
+    assert "x-resumable" not in upstream.requests[-1].headers
+
+
+async def test_bodies_without_the_field_pass_as_they_are(proxy: Proxy, upstream: StandIn) -> None:
+    """Only what has the field is written anew."""
+    body = b'{ "messages" : [{"role": "user", "content": "say \\"resume\\""}] }'
+    await proxy.http.post(proxy.url + CHAT, data=body)
+
+    assert upstream.bodies[-1] == body
+
+
 @pytest.mark.parametrize("bad", ["", "a b", "x" * 129, "ä", "-leading"])
 async def test_request_id_is_checked(proxy: Proxy, bad: str) -> None:
     """A request id that is too long or has odd characters is replaced by one of ours."""

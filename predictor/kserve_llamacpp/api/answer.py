@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from kserve_llamacpp.api.shapes import Shape
 from kserve_llamacpp.engine.frames import Logprobs
 from kserve_llamacpp.engine.generation import Delta, Generation
+from kserve_llamacpp.resume import Resumable
 from kserve_llamacpp.served_model import ServedModel
 from openai_protocol import responses, sse
 from openai_protocol.errors import ApiError
@@ -43,12 +44,15 @@ class Answer:
         body: GenerationRequest,
         generations: list[Generation],
         shape: Shape,
+        resumable: Resumable | None = None,
     ) -> None:
+        """`resumable` says whether another can go on with the stream, and what was sent before."""
         self._scope = scope
         self._model = model
         self._body = body
         self._generations = generations
         self._shape = shape
+        self._resumable = resumable or Resumable()
         choices = body.num_generated_choices
         self._prompts = [
             generations[at : at + choices] for at in range(0, len(generations), choices)
@@ -60,6 +64,8 @@ class Answer:
         try:
             for choices in self._prompts:  # what holds for one choice holds for the others
                 await choices[0].started()
+            firsts = [choices[0] for choices in self._prompts]
+            self._resumable.begin(self._shape.head, firsts)
             if self._body.stream:
                 return EventStream(self._events(), self.close)
             return await self._whole()
@@ -95,25 +101,46 @@ class Answer:
 
     async def _events(self) -> AsyncIterator[bytes]:
         """Yield whole events, several at once when they came together."""
-        openings = [self._shape.opening(index) for index in range(len(self._generations))]
-        if opening := b"".join(_event(chunk) for chunk in openings if chunk is not None):
+        if opening := b"".join(self._opening(index) for index in range(len(self._generations))):
             yield opening
         try:
             async for index, delta in _merge(self._generations):
-                events = b""
-                if delta.text or delta.logprobs:
-                    events += _event(self._shape.chunk(index, delta.text, delta.logprobs))
-                if delta.finish_reason is not None:
-                    events += _event(self._shape.ending(index, delta.finish_reason))
-                if events:
+                if events := self._of_delta(index, delta):
                     yield events
         except ApiError as error:
             yield sse.event(error.body())
             return
-        if self._body.include_usage:
-            shape = self._shape
-            yield _event(responses.usage_chunk(shape.head, shape.object_name, self._usage()))
+        if usage := self._of_usage():
+            yield usage
         yield sse.DONE
+
+    def _opening(self, index: int) -> bytes:
+        chunk = self._shape.opening(index)
+        if chunk is None or self._resumable.has_begun(index):
+            return b""
+        return self._resumable.comment(index) + _event(chunk)
+
+    def _of_delta(self, index: int, delta: Delta) -> bytes:
+        """Return the events of a delta: its text, if there is any, and the end."""
+        resumable, shape = self._resumable, self._shape
+        reason = delta.finish_reason
+        resumable.note(index, delta)
+        events = b""
+        if delta.text or delta.logprobs:
+            before = self._generations[index].shown_text
+            chunk = shape.chunk(index, delta.text, delta.logprobs, before)
+            events += resumable.comment(index, reason) + _event(chunk)
+        if reason is not None and not resumable.has_ended(index):
+            ending = _event(shape.ending(index, reason))
+            events += resumable.comment(index, reason, ended=True) + ending
+        return events
+
+    def _of_usage(self) -> bytes:
+        if not self._body.include_usage or self._resumable.has_usage:
+            return b""
+        shape = self._shape
+        chunk = responses.usage_chunk(shape.head, shape.object_name, self._usage())
+        return self._resumable.usage_comment() + _event(chunk)
 
     def _usage(self) -> Json:
         """Count each prompt once, and all that was generated."""

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 
 from kserve_llamacpp.api.answer import Answer
 from kserve_llamacpp.api.shapes import ChatShape, TextShape
+from kserve_llamacpp.resume import resumable_of
 from kserve_llamacpp.served_model import ServedModel
 from kserve_llamacpp.tenant import tenant_of
 from openai_protocol import responses
@@ -89,18 +90,20 @@ class _Routes:
         body = parse_request(ChatCompletionRequest, await request.body())
         model = self._models.get(body.model)
         tenant = tenant_of(request.headers, body.user)
+        resumable = resumable_of(request.headers, body)
         shape = ChatShape(model.name, model.facts.fingerprint, body.num_top_logprobs)
-        generations = model.chat(body, request.headers["x-request-id"], tenant)
-        return await Answer(request.scope, model, body, generations, shape).response()
+        generations = model.chat(body, request.headers["x-request-id"], tenant, resumable)
+        return await Answer(request.scope, model, body, generations, shape, resumable).response()
 
     async def complete(self, request: Request) -> Response:
         """Answer a text completion, whole or as a stream."""
         body = parse_request(CompletionRequest, await request.body())
         model = self._models.get(body.model)
         tenant = tenant_of(request.headers, body.user)
+        resumable = resumable_of(request.headers, body)
         shape = TextShape(model.name, model.facts.fingerprint, body.num_top_logprobs, _echoes(body))
-        generations = model.complete(body, request.headers["x-request-id"], tenant)
-        return await Answer(request.scope, model, body, generations, shape).response()
+        generations = model.complete(body, request.headers["x-request-id"], tenant, resumable)
+        return await Answer(request.scope, model, body, generations, shape, resumable).response()
 
 
 def _echoes(body: CompletionRequest) -> list[str] | None:

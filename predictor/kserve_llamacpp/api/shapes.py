@@ -23,8 +23,8 @@ class Shape(Protocol):
         """Return the chunk that opens a choice's stream, if there is one."""
         ...
 
-    def chunk(self, index: int, text: str, logprobs: list[Logprobs]) -> Json:
-        """Return a chunk with text."""
+    def chunk(self, index: int, text: str, logprobs: list[Logprobs], before: bytes = b"") -> Json:
+        """Return a chunk with text; `before` are the bytes of tokens that another server sent."""
         ...
 
     def ending(self, index: int, finish_reason: str) -> Json:
@@ -54,7 +54,7 @@ class ChatShape:
         """Return the chunk that names the role."""
         return responses.chat_chunk(self.head, index, {"role": "assistant", "content": ""})
 
-    def chunk(self, index: int, text: str, logprobs: list[Logprobs]) -> Json:
+    def chunk(self, index: int, text: str, logprobs: list[Logprobs], before: bytes = b"") -> Json:
         """Return a chunk with text."""
         return responses.chat_chunk(
             self.head, index, {"content": text}, logprobs=self._logprobs(logprobs)
@@ -98,8 +98,10 @@ class TextShape:
         """Return the chunk with the prompt, where it is to be repeated."""
         return responses.text_chunk(self.head, index, self._echo(index)) if self._echoes else None
 
-    def chunk(self, index: int, text: str, logprobs: list[Logprobs]) -> Json:
+    def chunk(self, index: int, text: str, logprobs: list[Logprobs], before: bytes = b"") -> Json:
         """Return a chunk with text."""
+        if before and index not in self._offsets:
+            self._offsets[index].next(before)
         return responses.text_chunk(
             self.head, index, text, logprobs=self._logprobs(index, logprobs)
         )

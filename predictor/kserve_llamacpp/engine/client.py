@@ -347,6 +347,9 @@ class EngineClient:
                 tenant=request.tenant,
                 priority=request.priority,
                 cache_salt=request.cache_salt,
+                ended=request.ended,
+                is_resumable=request.is_resumable,
+                num_scored=generation.num_scored,
             )
         )
 
@@ -359,9 +362,10 @@ class EngineClient:
                 if generation.prompt_tokens is None:  # else: started again after a death
                     waited = self._now() - generation.came_at
                     self._requests.request_started(waited, prompt_tokens, cached_tokens)
-                    generation.put_started(prompt_tokens, cached_tokens)
+                    generation.put_started(event)
             case Output(finish_reason=finish_reason):
-                self._observe_tokens(generation)
+                if event.tokens:
+                    self._observe_tokens(generation)
                 generation.put(event)
                 if finish_reason is not None:
                     self._leave(generation, finish_reason)

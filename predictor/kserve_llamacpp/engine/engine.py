@@ -11,16 +11,15 @@ import msgspec
 from kserve_llamacpp.engine.cache.memory import CacheStats
 from kserve_llamacpp.engine.frames import (
     Event,
-    FinishReason,
     Logprobs,
     Output,
     Rejected,
     SamplingParams,
-    Started,
     Stats,
     Step,
     Submit,
 )
+from kserve_llamacpp.engine.reading import EndedBefore, read, replay, started
 from kserve_llamacpp.engine.scheduler import Chunk, Plan, Scheduler
 from kserve_llamacpp.engine.sequence import Sampler, Sequence
 from kserve_llamacpp.engine.step_budget import StepBudget
@@ -59,6 +58,7 @@ class Draw:
     sequence: Sequence
     token: int
     logprobs: list[Logprobs]
+    is_known: bool = False  # it was drawn by an earlier engine, and its text is out
 
 
 class Backend(Protocol):
@@ -125,7 +125,7 @@ class Engine:
         return bool(self._events) or self._scheduler.has_work
 
     def submit(self, request: Submit) -> None:
-        """Take a request into the queue, or refuse it with an event."""
+        """Take a request into the queue, or refuse or end it with events."""
         ready = self.tokenize(request)
         if isinstance(ready, Rejected):
             self.reject(ready)
@@ -144,12 +144,31 @@ class Engine:
             priority=request.priority,
             cache_salt=request.cache_salt,
         )
+        sequence.is_resumable = request.is_resumable
+        if self._has_ended(sequence, request):
+            return
+        if request.sampling.logprobs is not None:
+            sequence.draw_again(max(request.num_scored, sequence.text.num_shown))
         sequence.sampler = self._backend.sampler(request.sampling, prompt)
-        for token in request.resume:  # the text of these was sent by an earlier engine
-            sequence.text.feed(self._piece(sequence, token))
+        for token in sequence.generated:
             sequence.sampler.accept(token)
         self._sequences[sequence.id] = sequence
         self._scheduler.add(sequence)
+
+    def _has_ended(self, sequence: Sequence, request: Submit) -> bool:
+        """Replay what is resumed; whether that was all, which is told then."""
+        rest, reason = "", request.ended
+        if reason is None:
+            try:
+                rest, reason = replay(self._backend, sequence)
+            except EndedBefore:
+                text = "a resumed token comes after the end of its choice"
+                self.reject(Rejected(request.id, "ended_before", text))
+                return True
+        if reason is not None:
+            self._announce(sequence)
+            self._events.append(Output(sequence.id, [], rest, reason))
+        return reason is not None
 
     def tokenize(self, request: Submit) -> Submit | Rejected:
         """Return the request with token ids for its text, or why it cannot be served.
@@ -170,6 +189,9 @@ class Engine:
             return Rejected(request.id, "empty_prompt", "the prompt has no tokens")
         if len(prompt) >= longest:
             return _too_long(request, longest, str(len(prompt)))
+        if len(prompt) + len(request.resume) > longest and request.ended is None:
+            count = f"{len(prompt)} tokens and its answer so far {len(request.resume)}"
+            return _too_long(request, longest, count)
         return msgspec.structs.replace(request, prompt=prompt)
 
     def reject(self, rejected: Rejected) -> None:
@@ -191,7 +213,8 @@ class Engine:
         plan = scheduler.schedule(self._budget.prefill_tokens(scheduler.num_decoding))
         drawn: list[Draw] = []
         for batch in self._batches(plan):
-            self._announce(batch)
+            for chunk in batch:
+                self._announce(chunk.sequence)
             drawn += self._compute(batch)
         self._emit(drawn)
         self._steps += bool(plan.decode or plan.prefill)
@@ -212,15 +235,10 @@ class Engine:
         room = self._backend.max_length - len(prompt)
         return room if request.max_tokens is None else min(room, request.max_tokens)
 
-    def _announce(self, chunks: list[Chunk]) -> None:
-        for chunk in chunks:
-            sequence = chunk.sequence
-            if not sequence.is_announced:
-                sequence.is_announced = True
-                cached = min(sequence.num_cached or 0, sequence.num_prompt)
-                self._events.append(
-                    Started(sequence.id, prompt_tokens=sequence.num_prompt, cached_tokens=cached)
-                )
+    def _announce(self, sequence: Sequence) -> None:
+        if not sequence.is_announced:
+            sequence.is_announced = True
+            self._events.append(started(self._backend, sequence, sequence.is_resumable))
 
     def _compute(self, chunks: list[Chunk]) -> list[Draw]:
         """Compute a batch and draw from it; what fails in company is tried again alone."""
@@ -307,30 +325,14 @@ class Engine:
         for draw in drawn:
             sequence, token = draw.sequence, draw.token
             sequence.tokens.append(token)
-            params = sequence.sampling
-            is_end = self._backend.is_end(token) or token in params.stop_token_ids
-            is_shown = not is_end or params.include_stop_str_in_output
-            text = sequence.text.feed(self._piece(sequence, token)) if is_shown else ""
-            reason: FinishReason | None = None
-            if is_end or sequence.text.stopped:
-                reason = "stop"
-            elif sequence.num_generated >= sequence.max_tokens:
-                reason = "length"
-            if reason is not None:
-                text += sequence.text.flush()
-                if sequence.text.stopped:  # the held-back end completed a stop string
-                    reason = "stop"
+            text, reason = "", None
+            if not draw.is_known:
+                text, reason = read(self._backend, sequence, token, sequence.num_generated)
             num_shown = sequence.text.num_shown if draw.logprobs else 0
-            self._events.append(
-                Output(sequence.id, [token], text, reason, draw.logprobs, num_shown)
-            )
+            tokens = [] if draw.is_known else [token]
+            self._events.append(Output(sequence.id, tokens, text, reason, draw.logprobs, num_shown))
             if reason is not None:
                 self._release(sequence)
-
-    def _piece(self, sequence: Sequence, token: int) -> bytes:
-        if sequence.sampling.skip_special_tokens:
-            return self._backend.piece(token)
-        return self._backend.special_piece(token)
 
     def _release(self, sequence: Sequence, keep: bool = True) -> None:
         self._scheduler.finish(sequence, keep)
@@ -378,10 +380,15 @@ def _too_long(request: Submit, longest: int, count: str) -> Rejected:
 
 
 def _draw(sequence: Sequence, sampler: Sampler, row: int) -> Draw:
-    token = sampler.sample(row, sequence.num_generated)
+    is_known = bool(sequence.known)
+    if is_known:
+        token = sequence.known.popleft()
+        sampler.accept(token)
+    else:
+        token = sampler.sample(row, sequence.num_generated)
     num_top = sequence.sampling.logprobs
     logprobs = [] if num_top is None else [sampler.logprobs(row, token, num_top)]
-    return Draw(sequence, token, logprobs)
+    return Draw(sequence, token, logprobs, is_known)
 
 
 def _rows(chunk: Chunk) -> list[Row]:

@@ -14,7 +14,9 @@ MAX_FRAME_BYTES = 256 * 1024 * 1024
 _LENGTH = struct.Struct(">I")
 
 FinishReason = Literal["stop", "length"]
-RejectReason = Literal["context_length", "empty_prompt", "token_out_of_range", "failed"]
+RejectReason = Literal[
+    "context_length", "empty_prompt", "token_out_of_range", "ended_before", "failed"
+]
 FatalReason = Literal["model_file", "out_of_memory", "configuration"]
 
 
@@ -50,6 +52,8 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
 class Submit(msgspec.Struct, tag=True, frozen=True, omit_defaults=True):
     """Start a sequence; `resume` holds the tokens that an earlier engine has generated for it.
 
+    `ended` says that they are all of it, and why: nothing is generated then. Of the resumed tokens
+    the first `num_scored` need no logprobs any more. `is_resumable` asks for the prompt's hash.
     `tenant` and `priority` (lower is earlier) order the queue; sequences share prefixes in the
     cache only with those of the same `cache_salt`.
     """
@@ -65,6 +69,9 @@ class Submit(msgspec.Struct, tag=True, frozen=True, omit_defaults=True):
     tenant: str = ""
     priority: int = 0
     cache_salt: str = ""
+    ended: FinishReason | None = None
+    num_scored: int = 0
+    is_resumable: bool = False
 
 
 class Cancel(msgspec.Struct, tag=True, frozen=True):
@@ -89,6 +96,7 @@ class ModelFacts(msgspec.Struct, frozen=True):
     eos_token: str
     fingerprint: str
     build: str
+    file_hash: str = ""  # of the model's file, tokenizer included: equal wherever it lies
 
 
 class Loading(msgspec.Struct, tag=True, frozen=True):
@@ -113,12 +121,17 @@ class Fatal(msgspec.Struct, tag=True, frozen=True):
 class Started(msgspec.Struct, tag=True, frozen=True):
     """A sequence has left the queue; `prompt_tokens` counts its prompt.
 
-    `cached_tokens` of them were not computed, since a cache had them.
+    `cached_tokens` of them were not computed, since a cache had them. Of resumed tokens the first
+    `num_shown` have their text out, and `shown_text` is what it was, control tokens included; they
+    are told where logprobs were asked for.
     """
 
     id: int
     prompt_tokens: int
     cached_tokens: int = 0  # of them: those that were found in the prefix cache
+    prompt_hash: str = ""  # of the prompt's tokens, where it was asked for
+    num_shown: int = 0
+    shown_text: bytes = b""
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):

@@ -8,13 +8,16 @@ from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from kserve_llamacpp.engine.frames import FinishReason, Logprobs, Output, SamplingParams
+from kserve_llamacpp.engine.frames import FinishReason, Logprobs, Output, SamplingParams, Started
 from openai_protocol.errors import ApiError
 
 
 @dataclass
 class Request:
-    """What the server asks of the engine for one choice; `field` is the prompt's in its body."""
+    """What the server asks of the engine for one choice; `field` is the prompt's in its body.
+
+    `resume` are tokens that another server has generated, `ended` says that they are all.
+    """
 
     request_id: str
     prompt: str | list[int]
@@ -26,6 +29,9 @@ class Request:
     tenant: str = ""
     priority: int = 0  # inside the tenant, lower is earlier
     cache_salt: str = ""
+    resume: list[int] = dataclasses.field(default_factory=list)
+    ended: FinishReason | None = None
+    is_resumable: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class Delta:
     """
 
     text: str
-    num_tokens: int
+    tokens: list[int]
     finish_reason: FinishReason | None
     logprobs: list[Logprobs] = dataclasses.field(default_factory=list)
 
@@ -52,8 +58,10 @@ class Generation:
         self.id = id
         self.request = request
         self.came_at = came_at
-        self.tokens: list[int] = []
+        self.tokens: list[int] = list(request.resume)
         self.prompt_tokens: int | None = None
+        self.prompt_hash = ""  # where the request is resumable
+        self.shown_text = b""  # of resumed tokens, where logprobs were asked for
         self.cached_tokens = 0  # of the prompt
         self.sum_logprob = 0.0  # of all tokens, where logprobs were asked for
         self._held_logprobs: deque[Logprobs] = deque()  # of tokens whose text is not out yet
@@ -91,11 +99,11 @@ class Generation:
 
     def _take(self) -> Delta:
         text = "".join(delta.text for delta in self._pending)
-        num_tokens = sum(delta.num_tokens for delta in self._pending)
+        tokens = [token for delta in self._pending for token in delta.tokens]
         finish_reason = self._pending[-1].finish_reason
         logprobs = [entry for delta in self._pending for entry in delta.logprobs]
         self._pending.clear()
-        return Delta(text, num_tokens, finish_reason, logprobs)
+        return Delta(text, tokens, finish_reason, logprobs)
 
     async def _wait(self) -> None:
         self._changed.clear()
@@ -106,17 +114,25 @@ class Generation:
         """How likely the model finds what it wrote, per token."""
         return self.sum_logprob / max(1, len(self.tokens))
 
-    def put_started(self, prompt_tokens: int, cached_tokens: int = 0) -> None:
+    @property
+    def num_scored(self) -> int:
+        """Of how many tokens the logprobs have come, or were sent by another server."""
+        return self._num_shown + len(self._held_logprobs)
+
+    def put_started(self, started: Started) -> None:
         """Take note that the engine has begun with the prompt, of which a cache had a part."""
-        self.prompt_tokens = prompt_tokens
-        self.cached_tokens = cached_tokens
+        self.prompt_tokens = started.prompt_tokens
+        self.cached_tokens = started.cached_tokens
+        self.prompt_hash = started.prompt_hash
+        self.shown_text = started.shown_text
+        self._num_shown = started.num_shown
         self._changed.set()
 
     def put(self, output: Output) -> None:
         """Take what a step gave."""
         self.tokens += output.tokens
         logprobs = self._shown_logprobs(output)
-        self._pending.append(Delta(output.text, len(output.tokens), output.finish_reason, logprobs))
+        self._pending.append(Delta(output.text, output.tokens, output.finish_reason, logprobs))
         self._changed.set()
 
     def _shown_logprobs(self, output: Output) -> list[Logprobs]:

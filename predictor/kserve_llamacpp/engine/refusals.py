@@ -22,6 +22,8 @@ def rejected(reason: str, message: str, field: str) -> ApiError:
     """The engine refuses the request, or it failed alone; `field` is the prompt's."""
     if reason in _REJECTIONS:
         return InvalidRequest(message, param=field, code=_REJECTIONS[reason])
+    if reason == "ended_before":
+        return InvalidRequest(f"Invalid 'resume': {message}.", param="resume")
     return InternalError("The model failed on this request.", code=ErrorCode.ENGINE_FAILED)
 
 

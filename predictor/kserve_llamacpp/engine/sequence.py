@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from enum import Enum
 from typing import Protocol
 
@@ -40,9 +41,9 @@ class State(Enum):
 class Sequence:
     """A request's tokens and progress; owner: the scheduler (state), the engine (text, sampler).
 
-    Invariants: `tokens` is the prompt and then what was generated; `num_computed` of them are in
-    the KV cache, fewer than there are tokens, and `num_shared` of these in cells that the cache
-    owns; only a running sequence has a slot and cells.
+    Invariants: `tokens` is the prompt and then what was generated, `known` is what comes next;
+    `num_computed` of `tokens` are in the KV cache, fewer than there are, and `num_shared` of these
+    in cells that the cache owns; only a running sequence has a slot and cells.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Sequence:
         self.tokens = prompt + resume
         self.num_prompt = len(prompt)
         self.num_replayed = len(resume)
+        self.known: deque[int] = deque()  # what is to be drawn next, whatever the model thinks
         self.max_tokens = max_tokens
         self.sampling = sampling
         self.text = Detokenizer(stops, sampling.include_stop_str_in_output, sampling.min_tokens)
@@ -77,6 +79,18 @@ class Sequence:
         self.priority = priority
         self.cache_salt = cache_salt
         self.is_announced = False
+        self.is_resumable = False
+
+    @property
+    def generated(self) -> list[int]:
+        """What was generated."""
+        return self.tokens[self.num_prompt :]
+
+    def draw_again(self, num_kept: int) -> None:
+        """Let what was generated, but the first tokens, be drawn once more, each for its logits."""
+        start = self.num_prompt + num_kept
+        self.known.extend(self.tokens[start:])
+        del self.tokens[start:]
 
     @property
     def num_generated(self) -> int:

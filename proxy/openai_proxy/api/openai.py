@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from openai_protocol.errors import ApiError
 from openai_protocol.requests import GenerationRequest
+from openai_protocol.resume import FIELD, without_resume
 from openai_protocol.sse import MEDIA_TYPE, event
 from openai_protocol.validation import parse_request
 from openai_proxy.dialects.base import Dialect, Headers, UpstreamRequest
@@ -59,6 +60,8 @@ class GenerationEndpoint:
                 body = await read_body(receive)
                 leash.watch(receive)
                 asked = parse_request(self._request_model, body)
+                if FIELD in (asked.model_extra or {}):
+                    body = without_resume(body)
                 exchange.model = asked.model
                 exchange.is_stream = bool(asked.stream)
                 upstream = self._router.route(asked.model)

@@ -24,6 +24,7 @@ from openai_protocol.errors import (
     RateLimited,
     Unavailable,
 )
+from openai_protocol.resume import HEADER
 from openai_protocol.sse import DONE, DONE_PAYLOAD, EventSplitter, data_of, event, split_events
 from openai_proxy.dialects.base import AnswerHead, Headers, PassedError, UpstreamRequest
 
@@ -41,6 +42,7 @@ DROPPED_HEADERS = frozenset(
         *("upgrade", "proxy-authenticate", "proxy-authorization", "expect", "host"),
         *("content-length", "content-type", "accept", "accept-encoding", "content-encoding"),
         *("authorization", "x-api-key", "api-key", "cookie", "x-request-id"),
+        HEADER,  # only this proxy asks for streams that can be resumed
     }
 )
 

@@ -65,7 +65,11 @@ async def test_text_comes_as_the_engine_gives_it() -> None:
         run.give(generation, text, end)
         await settle()
 
-    assert await reader == [Delta("a", 1, None), Delta("bc", 2, None), Delta("d", 1, "stop")]
+    assert await reader == [
+        Delta("a", [97], None),
+        Delta("bc", [98, 99], None),
+        Delta("d", [100], "stop"),
+    ]
     assert generation.tokens == [ord(char) for char in "abcd"]
     await run.client.stop()
 
@@ -79,7 +83,9 @@ async def test_a_slow_reader_gets_several_steps_at_once() -> None:
     for text, end in (("a", None), ("bc", None), ("d", "length")):
         run.give(generation, text, end)
 
-    assert await read_deltas(generation) == [Delta("abcd", 4, "length")]
+    assert await read_deltas(generation) == [
+        Delta("abcd", [ord(char) for char in "abcd"], "length")
+    ]
     await run.client.stop()
 
 

@@ -19,6 +19,7 @@ from kserve_llamacpp.engine.backend.vocabulary import Vocabulary
 from kserve_llamacpp.engine.backend.weights import Weights
 from kserve_llamacpp.engine.cache.costs import Costs
 from kserve_llamacpp.engine.engine import DecodeFailed, KVCacheFull, Row
+from kserve_llamacpp.engine.file_hash import file_hash
 from kserve_llamacpp.engine.frames import ModelFacts, SamplingParams
 
 _BYTES_PER_VALUE = 2  # F16, BF16
@@ -183,10 +184,11 @@ class LlamaBackend:
         """Return what the server must know of the model."""
         weights, options = self._weights, self._options
         build = f"llama-cpp-python {llama.__version__}"
+        model = file_hash(options.model_path)
         # which instructions are used: a portable build's logits differ from one CPU to the next
         system = llama.llama_print_system_info().decode("utf-8", "replace")
         identity = (
-            f"{options.model_path.name}/{weights.size_bytes}/{self.n_vocab}/{build}/"
+            f"{model}/{weights.size_bytes}/{self.n_vocab}/{build}/"
             f"{options.n_gpu_layers}/{options.n_threads}/{self.num_cells}/{options.kv_cache}/"
             f"{options.is_deterministic}/"
             f"{system}"
@@ -205,6 +207,7 @@ class LlamaBackend:
             eos_token=self._vocabulary.eos_text,
             fingerprint="fp_" + hashlib.sha256(identity.encode()).hexdigest()[:12],
             build=build,
+            file_hash=model,
         )
 
     def _make_context(self, n_ctx: int) -> Any:
