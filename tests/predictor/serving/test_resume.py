@@ -37,8 +37,8 @@ def exact_pair(
     file.symlink_to(model_path)
     flags = ("--deterministic", "--n_ctx=4096")
     with Predictor(model_path, *flags) as one, Predictor(file, *flags) as two:
-        for server in (one, two):
-            server.ready()
+        for server in (one, two):  # two self-tests at a time take long on a busy machine
+            server.wait_for("model_ready", seconds=100)
             server.wait_for("self_test_passed")
         yield one, two
 
