@@ -194,7 +194,7 @@ async def test_a_stop_token_is_not_shown(client: openai.AsyncOpenAI) -> None:
 async def test_penalties_end_a_repetition(
     client: openai.AsyncOpenAI, extra: dict[str, Any]
 ) -> None:
-    """What the model would repeat, it does not repeat under any of the penalties."""
+    """What the model would repeat, it repeats less than half as often under each penalty."""
 
     async def count(**fields: Any) -> int:
         answer = await client.completions.create(
@@ -206,8 +206,9 @@ async def test_penalties_end_a_repetition(
         )
         return answer.choices[0].text.count(" a b")
 
-    assert await count() >= 6
-    assert await count(**extra) <= 2
+    plain = await count()
+    assert plain >= 4
+    assert await count(**extra) < plain / 2
 
 
 async def test_xtc_leaves_the_best_out(client: openai.AsyncOpenAI) -> None:
