@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import time
 from typing import Any
 
 import llama_cpp
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from kserve_llamacpp.engine.dry import Dry
+from kserve_llamacpp.engine.dry import Dry, _common_ends, _repeats
 from kserve_llamacpp.engine.frames import SamplingParams
 
 llama: Any = llama_cpp
@@ -130,3 +131,81 @@ def test_a_long_window_costs_a_bounded_time() -> None:
     dry.apply(logits)
 
     assert -logits[0] == pytest.approx(1.01**256, rel=1e-4)
+
+
+_SIXTEEN_BREAKERS = tuple(f"breaker{number}" for number in range(16))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "allowed"),
+    [
+        pytest.param([0] * 8192, 2, id="one token, repeated"),
+        pytest.param([0] * 8192, 4000, id="a high allowed length"),
+        pytest.param([n for at in range(4096) for n in (0, at)], 1, id="thousands of successors"),
+    ],
+)
+def test_no_prompt_makes_a_draw_expensive(prompt: list[int], allowed: int) -> None:
+    """Whatever repeats in a window of 8,192 tokens, a draw takes milliseconds, not tenths of one.
+
+    Measured in the time of the thread's own work, the best of three.
+    """
+    params = SamplingParams(
+        dry_multiplier=1.0,
+        dry_allowed_length=allowed,
+        dry_penalty_last_n=-1,
+        dry_sequence_breakers=_SIXTEEN_BREAKERS,
+    )
+    dry = Dry(params, 8192, [*prompt[1:], prompt[0]], lambda token: b"piece%d" % token)
+    seconds = []
+    for _ in range(4):  # the first one reads the prompt
+        dry.accept(0)
+        logits = np.zeros(8192, np.float32)
+        began = time.thread_time()
+        dry.apply(logits)
+        seconds.append(time.thread_time() - began)
+
+    assert logits.min() < 0
+    assert min(seconds[1:]) < 0.02
+
+
+def test_a_request_of_many_choices_is_taken_at_once() -> None:
+    """Its prompt is read when the first token is drawn: choices that wait cost next to nothing."""
+    params = SamplingParams(dry_multiplier=1.0, dry_penalty_last_n=-1)
+    asked: list[int] = []
+
+    def piece(token: int) -> bytes:
+        asked.append(token)
+        return b"a"
+
+    for _ in range(128):
+        Dry(params, 8192, [0] * 8000, piece)
+
+    assert not asked
+
+
+@given(tokens=st.lists(st.integers(min_value=0, max_value=1), min_size=2, max_size=300))
+def test_both_ways_to_find_repetitions_agree(tokens: list[int]) -> None:
+    """Many places or few: the lengths are those that a comparison token by token finds."""
+    array = np.array(tokens, np.int64)
+    expected = []
+    for end in range(len(tokens) - 1):
+        length = 0
+        while length <= end and tokens[end - length] == tokens[-1 - length]:
+            length += 1
+        expected.append(length)
+
+    assert _common_ends(tokens).tolist() == expected
+    assert _repeats(array, 5).tolist() == [min(length, 5) for length in expected]
+
+
+@given(
+    text=st.lists(st.integers(min_value=0, max_value=5), max_size=40),
+    place=st.integers(min_value=0, max_value=40),
+)
+def test_a_prompt_is_read_as_if_token_by_token(text: list[int], place: int) -> None:
+    """Breakers and repetitions of a prompt count as those of an answer."""
+    params = SamplingParams(
+        dry_multiplier=1.0, dry_allowed_length=1, dry_sequence_breakers=("ab", "c", "bdd")
+    )
+
+    assert _penalties(params, text, place) == _penalties(params, text, 0)
