@@ -74,7 +74,12 @@ def make_engine(
         restore_cell_us=round(costs.restore_cell * 1e6, 2),
         parked_cell_ns=round(costs.parked_cell * 1e9, 1),
     )
-    budget = StepBudget(options.target_step_ms / 1000, options.n_batch, costs.prefill_token)
+    budget = StepBudget(
+        options.target_step_ms / 1000,
+        options.n_batch,
+        costs.prefill_token,
+        tiled_rows=backend.max_mixed_rows + 1,  # more than a batch has, where there are none
+    )
     scheduler = Scheduler(options.max_sequences, cache, FairQueue())
     return Engine(backend, scheduler, budget, clock)
 

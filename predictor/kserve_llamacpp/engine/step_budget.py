@@ -12,9 +12,19 @@ class StepBudget:
     """Sizes prefill by what steps took; owner: the engine. Times are arguments, in seconds."""
 
     def __init__(
-        self, target_seconds: float, max_tokens: int, prefill_token_seconds: float
+        self,
+        target_seconds: float,
+        max_tokens: int,
+        prefill_token_seconds: float,
+        tiled_rows: int = 0,
     ) -> None:
-        """`prefill_token_seconds` is a first guess, soon replaced by what is measured."""
+        """`prefill_token_seconds` is a first guess, soon replaced by what is measured.
+
+        From `tiled_rows` on, if it is not 0, attention has a faster kernel: deep in a prompt 16
+        rows may take as long as 64.
+        """
+        self._tiled_rows = tiled_rows if tiled_rows <= max_tokens else 0
+        self._small_token = prefill_token_seconds  # in batches below the tiled ones
         self._target = target_seconds
         self._max_tokens = max_tokens
         self._prefill_token = prefill_token_seconds
@@ -28,7 +38,19 @@ class StepBudget:
         else:
             seconds = _ALONE * self._target
         tokens = int(seconds / max(self._prefill_token, 1e-9))
+        if tokens < self._tiled_rows:
+            tokens = self._small_or_tiled(seconds, is_alone=num_decoding == 0)
         return min(max(tokens, _MIN_TOKENS), self._max_tokens - num_decoding)
+
+    def _small_or_tiled(self, seconds: float, is_alone: bool) -> int:
+        """Return the size of a part, where the least tiled one takes longer than is wanted.
+
+        It is taken where nobody waits for the step, and where a small one takes as long.
+        """
+        small = max(_MIN_TOKENS, int(seconds / max(self._small_token, 1e-9)))
+        small = min(small, self._tiled_rows - 1)
+        is_as_fast = self._tiled_rows * self._prefill_token <= small * self._small_token
+        return self._tiled_rows if is_alone or is_as_fast else small
 
     def observe(self, num_decoding: int, num_prefill: int, seconds: float) -> None:
         """Take note of what a batch took."""
@@ -39,7 +61,10 @@ class StepBudget:
             own = seconds - num_decoding * (self._decode_row or 0.0)
             # beside decode the time is shared by a guess: never take it for less than half
             token = max(own, seconds / 2) / num_prefill
-            self._prefill_token = _mixed(self._prefill_token, token)
+            if num_prefill < self._tiled_rows:
+                self._small_token = _mixed(self._small_token, token)
+            else:
+                self._prefill_token = _mixed(self._prefill_token, token)
 
 
 def _mixed(old: float | None, new: float) -> float:
