@@ -245,15 +245,20 @@ class Engine:
         chunks = [chunk for chunk in chunks if chunk.sequence.slot is not None]
         try:
             return self._sample(self._decode(chunks))
-        except DecodeFailed:
-            return self._compute_alone(chunks)
+        except DecodeFailed as error:
+            return self._compute_alone(chunks, error)
 
-    def _compute_alone(self, chunks: list[Chunk]) -> list[Draw]:
+    def _compute_alone(self, chunks: list[Chunk], failure: DecodeFailed) -> list[Draw]:
         """After a failure: go back to where every sequence was, and try each by itself once.
 
-        What fails again fails alone; raises DecodeFailed when nothing succeeds.
+        What fails again fails alone; raises DecodeFailed when nothing succeeds. Where a memory
+        cannot go back, all begin again, and the second failure is raised: the next engine finds
+        out who it was.
         """
+        together = chunks
         chunks = [chunk for chunk in chunks if self._scheduler.roll_back(chunk.sequence)]
+        if any(chunk.sequence.num_failures > 1 for chunk in together):
+            raise failure
         drawn: list[Draw] = []
         failed: list[tuple[Sequence, DecodeFailed]] = []
         num_tried = 0
@@ -316,6 +321,7 @@ class Engine:
                 continue
             try:
                 drawn.append(_draw(sequence, sequence.sampler, row))
+                sequence.num_failures = 0
             except LogitsNotFinite:
                 self.reject(Rejected(sequence.id, "failed", "the model computed no finite logits"))
                 self._release(sequence, keep=False)

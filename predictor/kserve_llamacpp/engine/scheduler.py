@@ -140,6 +140,7 @@ class Scheduler:
         if self.cache.roll_back(sequence):
             return True
         self._preempt(sequence, keep=False)
+        sequence.num_failures += 1
         return False
 
     def check_integrity(self) -> None:

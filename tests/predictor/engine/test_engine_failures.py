@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kserve_llamacpp.engine.cache.snapshots import SnapshotCache
 from kserve_llamacpp.engine.engine import DecodeFailed, KVCacheFull
 from tests.predictor.engine_run import EngineRun
 from tests.predictor.fake_backend import FakeBackend, letters
+from tests.predictor.fake_memory import FakeMemory
 
 
 def _expected(prompt: str, count: int) -> str:
@@ -184,3 +186,22 @@ def test_any_amount_of_room_gives_the_same_answers(
     run.finish()
 
     assert [run.text(one) for one in ids] == [_expected(prompt, 9) for prompt in prompts]
+
+
+def test_a_memory_that_cannot_go_back_does_not_fail_for_ever() -> None:
+    """Where cells cannot be cut, all begin again once; a second failure is told, not repeated."""
+    memory = FakeMemory(64, num_slots=4, can_cut=False)
+    cache = SnapshotCache(memory, 64, 0, can_cut=False)
+    run = EngineRun(FakeBackend(memory=memory), cache=cache)
+    ids = [run.submit(prompt, max_tokens=5) for prompt in ("aaa", "bbb")]
+    run.step()
+    run.backend.faults.append(DecodeFailed("once"))
+    run.finish()
+
+    assert [run.text(one) for one in ids] == [_expected("aaa", 5), _expected("bbb", 5)]
+
+    run.submit("ccc", max_tokens=5)
+    run.backend.faults += [DecodeFailed("first"), DecodeFailed("second")]
+    run.step()
+    with pytest.raises(DecodeFailed, match="second"):
+        run.step()
