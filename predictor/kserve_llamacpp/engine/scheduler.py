@@ -219,7 +219,7 @@ class Scheduler:
     def _free_a_slot(self) -> None:
         """Preempt for a tenant that has nothing running, from one that has several."""
         head = self._waiting.head()
-        if self._free_slots or head is None:
+        if self._free_slots or head is None or self._waits_for_another(head):
             return
         tenants = [s.tenant for s in self._running]
         if head.tenant in tenants:

@@ -6,7 +6,11 @@ import random
 
 import pytest
 
+from kserve_llamacpp.engine.cache.costs import Costs
+from kserve_llamacpp.engine.cache.radix import RadixCache
 from tests.predictor.engine_run import EngineRun
+from tests.predictor.fake_backend import FakeBackend
+from tests.predictor.fake_memory import FakeMemory
 
 _TOKENS = 8  # of each prompt and of each answer
 
@@ -35,6 +39,28 @@ def test_a_newcomer_gets_a_slot_of_who_has_them_all() -> None:
     run.finish()
     assert all(len(run.tokens(one)) == _TOKENS for one in [*flood, newcomer])
     assert sum(stats.preemptions for stats in run.stats) == 1
+
+
+def test_nobody_gives_way_to_who_waits_for_a_prefix() -> None:
+    """A newcomer whose prefix is just being computed could not use a slot: none is emptied for it.
+
+    When the prefix is there, one request gives way, once.
+    """
+    memory = FakeMemory(512, num_slots=4, num_ids=64)
+    cache = RadixCache(memory, 512, Costs(0.0, 0.0, 1.0), host_bytes=0)
+    run = EngineRun(FakeBackend(num_cells=512, memory=memory), num_cells=512, cache=cache)
+    preamble = "p" * 100
+    for prompt in (preamble + "a", "one", "two", "six"):
+        run.submit(prompt, max_tokens=60, tenant="a")
+    run.steps(3)
+
+    newcomer = run.submit(preamble + "b", max_tokens=2, tenant="b")
+    while newcomer not in run.started:
+        run.step()
+
+    assert sum(stats.preemptions for stats in run.stats) == 1
+    assert run.cached[newcomer] == len(preamble)
+    run.finish()
 
 
 def test_free_slots_go_round_the_tenants() -> None:
