@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kserve_llamacpp.engine.cache.costs import Costs
+from kserve_llamacpp.engine.cache.node import Node
 from kserve_llamacpp.engine.cache.radix import RadixCache
 from tests.predictor.engine_run import EngineRun
 from tests.predictor.fake_backend import FakeBackend, letters
@@ -256,3 +257,14 @@ def test_parking_is_worth_as_much_as_fetching_costs(
 ) -> None:
     """The rows that a cell may be parked beside: until the cheaper of both fetches is paid."""
     assert costs.rows_worth_parking(has_host) == pytest.approx(rows)
+
+
+def test_a_text_of_thousands_of_nodes_is_walked() -> None:
+    """A long text that grew by a few tokens at a time is a deep tree: deeper than Python recurs."""
+    root = node = Node([], 0, None, "")
+    for at in range(3000):
+        child = Node([at], at, node)
+        node.children[at] = child
+        node = child
+
+    assert [below.start for below in root.below()] == list(range(3000))

@@ -99,3 +99,18 @@ def test_a_failed_batch_sends_a_recurrent_sequence_back_to_its_beginning() -> No
     run.finish()
 
     assert run.text(one) == _expected("x" * 20, 6)
+
+
+def test_what_does_not_fit_is_not_copied_again_and_again() -> None:
+    """A state larger than the host tier is not tried again, however many wait for such a prefix."""
+    memory = FakeMemory(480, num_slots=4)
+    cache = SnapshotCache(memory, 480, 400, can_cut=True)
+    run = EngineRun(FakeBackend(num_cells=480, memory=memory), num_cells=480, cache=cache)
+    run.submit("p" * 100 + "a", max_tokens=100)
+    run.submit("q" * 100, max_tokens=100)
+    run.steps(60)
+    for at in range(20):
+        run.submit("p" * 100 + f"b{at}", max_tokens=100)
+    run.steps(30)
+
+    assert 1 <= memory.num_saves <= 3  # again only for fewer tokens

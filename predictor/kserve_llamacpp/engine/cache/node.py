@@ -42,6 +42,8 @@ class Node:
 
     def below(self) -> Iterator[Node]:
         """Yield all nodes below it, each before those below that."""
-        for child in list(self.children.values()):
-            yield child
-            yield from child.below()
+        todo = list(self.children.values())
+        while todo:  # not by recursion: a text may have thousands of nodes on its way
+            node = todo.pop()
+            yield node
+            todo += node.children.values()

@@ -60,6 +60,7 @@ class SnapshotCache:
         self._can_cut = can_cut
         self._kept: OrderedDict[Snapshot, None] = OrderedDict()  # least used first
         self._bytes = 0
+        self._too_long: int | None = None  # so many tokens, or more, do not fit
 
     @property
     def host_bytes(self) -> int:
@@ -156,10 +157,11 @@ class SnapshotCache:
                 return True
             if self._keeps_parts and length == len(snapshot.tokens):
                 self._forget(snapshot)
-        if self._max_bytes == 0:
+        if self._max_bytes == 0 or (self._too_long is not None and len(tokens) >= self._too_long):
             return False
         state = self._memory.save(sequence.slot)
         if state is None or len(state) > self._max_bytes:
+            self._too_long = len(tokens)
             return False
         while self._bytes + len(state) > self._max_bytes:
             oldest = next(iter(self._kept))
