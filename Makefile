@@ -56,7 +56,7 @@ e2e-short: dev ## the first and most important part of e2e
 	@exec $(venv)/python -m pytest tests/e2e -o junit_family=xunit1 --junitxml=build/e2e.xml -m short $(TEST_ARGS)
 
 .PHONY: soak
-soak: dev ## show that 200 prompts give the same bytes alone and in company: ten minutes or so
+soak: dev ## show that 200 prompts give the same bytes alone and in company: 20 minutes
 	@$(bootstrap) model >/dev/null
 	@exec $(venv)/python -m pytest tests/soak -m soak -s $(TEST_ARGS)
 
