@@ -25,8 +25,9 @@ KILLED_WHILE_LOADING = (
 # llama.cpp's threads meet at a barrier after every node of the graph, and GNU OpenMP's spin there
 # for milliseconds by default. Where another process wants the CPU too (our own HTTP server does),
 # a spinning thread keeps the one that it waits for from running: measured on 2 CPUs with two busy
-# processes beside, 3.6 tok/s with the default against 13.9; alone, the two are within 5 %.
-_SPIN_COUNT = "1000"
+# processes beside, 3.6 tok/s with the default against 13.9 with a bound. Too small a bound costs on
+# a calm machine: ITL 23.9 ms with 1,000, 21.5 with 20,000, 21.0 with 300,000, the default.
+_SPIN_COUNT = "20000"
 _SPIN_SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
 
