@@ -17,25 +17,47 @@ from kserve_llamacpp.engine.frames import (
     Submit,
 )
 from kserve_llamacpp.engine.scheduler import Scheduler
-from kserve_llamacpp.engine.step_budget import StepBudget
+from kserve_llamacpp.engine.step_budget import FixedBudget
 from tests.predictor.fake_backend import FakeBackend
 
 
-class FixedBudget(StepBudget):
-    """A budget that measures nothing: so many tokens a step, so many of prompts beside decode."""
+class SharedBudget(FixedBudget):
+    """Steps of the same size, of which prompts get so many tokens beside decode."""
 
     def __init__(self, step_tokens: int, beside_decode: int) -> None:
-        super().__init__(1.0, step_tokens, 1.0)
-        self._step_tokens = step_tokens
+        super().__init__(step_tokens)
         self._beside_decode = beside_decode
 
     def prefill_tokens(self, num_decoding: int) -> int:
         """Return how many prompt tokens a step takes."""
-        budget = self._step_tokens - num_decoding
+        budget = super().prefill_tokens(num_decoding)
         return min(budget, self._beside_decode) if num_decoding else budget
 
 
-class EngineRun:
+class Steps:
+    """Runs an engine step by step; how a step is run, and what is kept of it, is its own."""
+
+    engine: Engine
+
+    def step(self) -> object:
+        """Run one step."""
+        raise NotImplementedError
+
+    def steps(self, count: int) -> None:
+        """Run some steps."""
+        for _ in range(count):
+            self.step()
+
+    def run_out(self, max_steps: int) -> None:
+        """Run until there is nothing left to do."""
+        for _ in range(max_steps):
+            if not self.engine.has_work:
+                break
+            self.step()
+        assert not self.engine.has_work, f"still at work after {max_steps} steps"
+
+
+class EngineRun(Steps):
     """Runs one engine and keeps what it told; every step checks the cells, slots and samplers."""
 
     def __init__(
@@ -51,7 +73,7 @@ class EngineRun:
         self.backend = backend or FakeBackend(num_cells=num_cells)
         self.cache = cache or SnapshotCache(self.backend.memory, num_cells, 0, can_cut=True)
         self.scheduler = Scheduler(max_sequences, self.cache, FairQueue())
-        self.budget = FixedBudget(step_tokens, prefill_tokens_beside_decode)
+        self.budget = SharedBudget(step_tokens, prefill_tokens_beside_decode)
         self.now = 0.0
         self.engine = Engine(self.backend, self.scheduler, self.budget, lambda: self.now)
         self.stats: list[Stats] = []
@@ -122,18 +144,9 @@ class EngineRun:
         self.check_integrity()
         return step
 
-    def steps(self, count: int) -> None:
-        """Run some steps."""
-        for _ in range(count):
-            self.step()
-
     def finish(self, max_steps: int = 500) -> None:
         """Run until there is nothing left to do; check that nothing is left behind."""
-        for _ in range(max_steps):
-            if not self.engine.has_work:
-                break
-            self.step()
-        assert not self.engine.has_work, f"still at work after {max_steps} steps"
+        self.run_out(max_steps)
         self.assert_empty()
 
     def check_integrity(self) -> None:

@@ -23,6 +23,12 @@ def letters(prompt: tuple[int, ...], position: int) -> int:
     return ord("a") + draw_seed(hash(prompt), 0, position) % 26
 
 
+def letters_after(prompt: str, count: int) -> str:
+    """Return the first letters of the answer to a prompt."""
+    tokens = tuple(prompt.encode())
+    return "".join(chr(letters(tokens, at)) for at in range(count))
+
+
 def says(answer: str | bytes) -> Answer:
     """Return a model that answers every prompt with these bytes, then with the end token."""
     data = answer.encode() if isinstance(answer, str) else answer

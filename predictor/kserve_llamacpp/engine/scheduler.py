@@ -105,9 +105,7 @@ class Scheduler:
         if len(self._running) < 2:
             return None
         tenant = self._waiting.best_served({s.tenant for s in self._running})
-        victim = [s for s in self._running if s.tenant == tenant][-1]
-        self._preempt(victim)
-        return victim
+        return self._preempt_youngest_of(tenant)
 
     def computed(self, chunk: Chunk) -> None:
         """Take note that a chunk is in the KV cache."""
@@ -187,6 +185,11 @@ class Scheduler:
         sequence.state = State.WAITING
         self._waiting.add_front(sequence)
 
+    def _preempt_youngest_of(self, tenant: str | None) -> Sequence:
+        victim = [s for s in self._running if s.tenant == tenant][-1]
+        self._preempt(victim)
+        return victim
+
     def _give_back_slot(self, sequence: Sequence, keep: bool) -> None:
         assert sequence.slot is not None
         self.cache.leave(sequence, keep, self._num_free_cells)
@@ -219,14 +222,13 @@ class Scheduler:
     def _free_a_slot(self) -> None:
         """Preempt for a tenant that has nothing running, from one that has several."""
         head = self._waiting.head()
-        if self._free_slots or head is None or self._waits_for_another(head):
-            return
         tenants = [s.tenant for s in self._running]
-        if head.tenant in tenants:
+        if self._free_slots or head is None or head.tenant in tenants:
             return
         richest = self._waiting.best_served(tenants)
-        if richest is not None and tenants.count(richest) > 1:
-            self._preempt([s for s in self._running if s.tenant == richest][-1])
+        if richest is None or tenants.count(richest) < 2 or self._waits_for_another(head):
+            return
+        self._preempt_youngest_of(richest)
 
     def _start(self, sequence: Sequence) -> None:
         sequence.slot = self._free_slots.pop()

@@ -6,12 +6,7 @@ import pytest
 
 from kserve_llamacpp.engine.frames import Output, Started
 from tests.predictor.engine_run import EngineRun
-from tests.predictor.fake_backend import BEGIN, END, FakeBackend, letters, says
-
-
-def _expected(prompt: str, count: int) -> str:
-    tokens = tuple(prompt.encode())
-    return "".join(chr(letters(tokens, at)) for at in range(count))
+from tests.predictor.fake_backend import BEGIN, END, FakeBackend, letters_after, says
 
 
 def test_a_request_gets_its_start_its_tokens_and_its_end() -> None:
@@ -120,7 +115,7 @@ def test_company_changes_no_answer() -> None:
     ids = [run.submit(prompt, max_tokens=9) for prompt in prompts]
     run.finish()
 
-    assert [run.text(one) for one in ids] == [_expected(prompt, 9) for prompt in prompts]
+    assert [run.text(one) for one in ids] == [letters_after(prompt, 9) for prompt in prompts]
 
 
 def test_max_tokens_ends_with_length() -> None:

@@ -9,13 +9,8 @@ from hypothesis import strategies as st
 from kserve_llamacpp.engine.cache.snapshots import SnapshotCache
 from kserve_llamacpp.engine.engine import DecodeFailed, KVCacheFull
 from tests.predictor.engine_run import EngineRun
-from tests.predictor.fake_backend import FakeBackend, letters
+from tests.predictor.fake_backend import FakeBackend, letters_after
 from tests.predictor.fake_memory import FakeMemory
-
-
-def _expected(prompt: str, count: int) -> str:
-    tokens = tuple(prompt.encode())
-    return "".join(chr(letters(tokens, at)) for at in range(count))
 
 
 def test_preempted_requests_get_what_they_get_alone() -> None:
@@ -26,7 +21,7 @@ def test_preempted_requests_get_what_they_get_alone() -> None:
     run.finish()
 
     assert sum(stats.preemptions for stats in run.stats) >= 2
-    assert [run.text(one) for one in ids] == [_expected(prompt, 12) for prompt in prompts]
+    assert [run.text(one) for one in ids] == [letters_after(prompt, 12) for prompt in prompts]
 
 
 def test_the_oldest_is_never_preempted() -> None:
@@ -60,7 +55,7 @@ def test_less_room_than_was_counted_preempts_and_goes_on(num_really: int) -> Non
     run.finish()
 
     assert sum(stats.preemptions for stats in run.stats) > 0
-    assert [run.text(one) for one in ids] == [_expected(prompt, 8) for prompt in prompts]
+    assert [run.text(one) for one in ids] == [letters_after(prompt, 8) for prompt in prompts]
 
 
 def test_the_rest_of_a_full_batch_is_computed_in_the_same_step() -> None:
@@ -75,7 +70,7 @@ def test_the_rest_of_a_full_batch_is_computed_in_the_same_step() -> None:
 
     assert (len(run.tokens(first)), len(run.tokens(second))) == (2, 1)
     run.finish()
-    assert run.text(second) == _expected("b", 9)
+    assert run.text(second) == letters_after("b", 9)
 
 
 def test_no_room_for_one_alone_is_a_failed_decode() -> None:
@@ -96,7 +91,7 @@ def test_a_batch_that_fails_once_is_computed_one_by_one() -> None:
     run.backend.faults.append(DecodeFailed("code -3"))
     run.finish()
 
-    assert [run.text(one) for one in ids] == [_expected("aaa", 5), _expected("bbb", 5)]
+    assert [run.text(one) for one in ids] == [letters_after("aaa", 5), letters_after("bbb", 5)]
     assert not run.rejections
 
 
@@ -109,7 +104,7 @@ def test_what_a_failed_batch_left_in_the_cache_is_taken_out() -> None:
     run.backend.faults.append(DecodeFailed("code -3"))
     run.finish()
 
-    assert run.text(one) == _expected("aaa", 5)
+    assert run.text(one) == letters_after("aaa", 5)
 
 
 def test_a_sequence_that_fails_alone_fails_alone() -> None:
@@ -122,7 +117,7 @@ def test_a_sequence_that_fails_alone_fails_alone() -> None:
     run.finish()
 
     assert run.rejections[bad].reason == "failed"
-    assert run.text(good) == _expected("good", 5)
+    assert run.text(good) == letters_after("good", 5)
 
 
 def test_a_model_on_which_everything_fails_ends_the_engine() -> None:
@@ -147,7 +142,10 @@ def test_broken_logits_fail_one_request_alone() -> None:
 
     assert run.rejections[bad].reason == "failed"
     assert list(run.rejections) == [bad]
-    assert [run.text(one) for one in (before, after)] == [_expected("a", 5), _expected("c", 5)]
+    assert [run.text(one) for one in (before, after)] == [
+        letters_after("a", 5),
+        letters_after("c", 5),
+    ]
 
 
 def test_a_failed_request_says_nothing_of_the_inside() -> None:
@@ -185,7 +183,7 @@ def test_any_amount_of_room_gives_the_same_answers(
     ids = [run.submit(prompt, max_tokens=9) for prompt in prompts]
     run.finish()
 
-    assert [run.text(one) for one in ids] == [_expected(prompt, 9) for prompt in prompts]
+    assert [run.text(one) for one in ids] == [letters_after(prompt, 9) for prompt in prompts]
 
 
 def test_a_memory_that_cannot_go_back_does_not_fail_for_ever() -> None:
@@ -198,7 +196,7 @@ def test_a_memory_that_cannot_go_back_does_not_fail_for_ever() -> None:
     run.backend.faults.append(DecodeFailed("once"))
     run.finish()
 
-    assert [run.text(one) for one in ids] == [_expected("aaa", 5), _expected("bbb", 5)]
+    assert [run.text(one) for one in ids] == [letters_after("aaa", 5), letters_after("bbb", 5)]
 
     run.submit("ccc", max_tokens=5)
     run.backend.faults += [DecodeFailed("first"), DecodeFailed("second")]

@@ -8,7 +8,7 @@ from kserve_llamacpp.engine.cache.costs import Costs
 from kserve_llamacpp.engine.cache.node import Node
 from kserve_llamacpp.engine.cache.radix import RadixCache
 from tests.predictor.engine_run import EngineRun
-from tests.predictor.fake_backend import FakeBackend, letters
+from tests.predictor.fake_backend import FakeBackend, letters_after
 from tests.predictor.fake_memory import FakeMemory
 
 _FREE = Costs(parked_cell=0.0, restore_cell=1e-5, prefill_token=1e-3)
@@ -33,11 +33,6 @@ def _run(
         beside,
         cache=RadixCache(memory, num_cells, costs, host_bytes),
     )
-
-
-def _expected(prompt: str, count: int) -> str:
-    tokens = tuple(prompt.encode())
-    return "".join(chr(letters(tokens, at)) for at in range(count))
 
 
 def _hits(run: EngineRun) -> int:
@@ -90,7 +85,7 @@ def test_who_begins_with_what_is_being_computed_waits_for_it() -> None:
 
     assert [run.cached[one] for one in ids] == [0, 40, 40]
     assert sum(stats.prefill_tokens for stats in run.stats) <= 44 + 4 + 4
-    assert [run.text(one) for one in ids] == [_expected(prefix + c * 4, 2) for c in "abc"]
+    assert [run.text(one) for one in ids] == [letters_after(prefix + c * 4, 2) for c in "abc"]
 
 
 def test_choices_of_one_prompt_prefill_it_once() -> None:
@@ -135,7 +130,7 @@ def test_parked_cells_make_room_for_those_who_need_it() -> None:
     for letter in "abcdef":
         one = run.submit(letter * 30, max_tokens=5)
         run.finish()
-        assert run.text(one) == _expected(letter * 30, 5)
+        assert run.text(one) == letters_after(letter * 30, 5)
 
     assert sum(stats.preemptions for stats in run.stats) == 0
     assert sum(stats.cache_evictions for stats in run.stats) > 0
@@ -152,7 +147,7 @@ def test_what_is_evicted_comes_back_from_the_host() -> None:
 
     assert run.cached[again] == 29
     assert sum(stats.host_cache_hits for stats in run.stats) == 29
-    assert run.text(again) == _expected("a" * 30, 5)
+    assert run.text(again) == letters_after("a" * 30, 5)
 
 
 def test_the_host_tier_is_bounded() -> None:
@@ -203,7 +198,7 @@ def test_a_preempted_sequence_finds_its_cells_again() -> None:
 
     assert sum(stats.preemptions for stats in run.stats) > 0
     assert sum(stats.host_cache_hits for stats in run.stats) > 0
-    assert [run.text(one) for one in ids] == [_expected(prompt, 18) for prompt in prompts]
+    assert [run.text(one) for one in ids] == [letters_after(prompt, 18) for prompt in prompts]
 
 
 def test_a_shared_prefix_outlives_a_cancelled_owner() -> None:
@@ -215,7 +210,7 @@ def test_a_shared_prefix_outlives_a_cancelled_owner() -> None:
     run.engine.cancel(owner)
     run.finish()
 
-    assert run.text(other) == _expected("x" * 40 + "b", 5)
+    assert run.text(other) == letters_after("x" * 40 + "b", 5)
 
 
 def test_without_holders_everything_still_works() -> None:
@@ -224,7 +219,7 @@ def test_without_holders_everything_still_works() -> None:
     for prompt in ("aaaaaaaa", "bbbbbbbb", "aaaaaaaabb", "bbbbbbbbaa"):
         one = run.submit(prompt, max_tokens=6)
         run.finish()
-        assert run.text(one) == _expected(prompt, 6)
+        assert run.text(one) == letters_after(prompt, 6)
 
 
 def test_a_window_that_moved_on_is_a_miss() -> None:
@@ -240,7 +235,7 @@ def test_a_window_that_moved_on_is_a_miss() -> None:
         run.steps(1)
 
     assert run.cached[again] == 0
-    assert run.text(again) == _expected("a" * 30, 4)
+    assert run.text(again) == letters_after("a" * 30, 4)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from kserve_llamacpp.engine.cache.snapshots import SnapshotCache
 from kserve_llamacpp.engine.engine import DecodeFailed
 from tests.predictor.engine_run import EngineRun
-from tests.predictor.fake_backend import FakeBackend, letters
+from tests.predictor.fake_backend import FakeBackend, letters_after
 from tests.predictor.fake_memory import FakeMemory
 
 
@@ -22,11 +22,6 @@ def _run(can_cut: bool, host_bytes: int = 1 << 20) -> EngineRun:
     )
 
 
-def _expected(prompt: str, count: int) -> str:
-    tokens = tuple(prompt.encode())
-    return "".join(chr(letters(tokens, at)) for at in range(count))
-
-
 @pytest.mark.parametrize(("can_cut", "cached"), [(True, 20), (False, 0)])
 def test_a_part_is_used_only_where_it_can_be_cut(can_cut: bool, cached: int) -> None:
     """A common beginning is taken from a split cache; a recurrent state is of no use to it."""
@@ -37,7 +32,7 @@ def test_a_part_is_used_only_where_it_can_be_cut(can_cut: bool, cached: int) -> 
     run.finish()
 
     assert run.cached[other] == cached
-    assert run.text(other) == _expected("x" * 20 + "def", 5)
+    assert run.text(other) == letters_after("x" * 20 + "def", 5)
 
 
 @pytest.mark.parametrize("can_cut", [True, False])
@@ -51,7 +46,7 @@ def test_a_conversation_goes_on_from_its_whole_state(can_cut: bool) -> None:
     run.finish()
 
     assert run.cached[second] == len(history) - 1
-    assert run.text(second) == _expected(history + " and then", 4)
+    assert run.text(second) == letters_after(history + " and then", 4)
 
 
 @pytest.mark.parametrize(("can_cut", "cached"), [(True, [0, 29, 29]), (False, [0, 0, 0])])
@@ -98,7 +93,7 @@ def test_a_failed_batch_sends_a_recurrent_sequence_back_to_its_beginning() -> No
     run.backend.faults.append(DecodeFailed("code -3"))
     run.finish()
 
-    assert run.text(one) == _expected("x" * 20, 6)
+    assert run.text(one) == letters_after("x" * 20, 6)
 
 
 def test_what_does_not_fit_is_not_copied_again_and_again() -> None:

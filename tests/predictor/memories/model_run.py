@@ -12,7 +12,7 @@ import structlog.testing
 
 from kserve_llamacpp.engine.assembly import make_engine
 from kserve_llamacpp.engine.backend import LlamaBackend, LoadOptions
-from kserve_llamacpp.engine.engine import DecodeFailed, Engine, Row
+from kserve_llamacpp.engine.engine import DecodeFailed, Row
 from kserve_llamacpp.engine.frames import (
     Output,
     Rejected,
@@ -24,6 +24,7 @@ from kserve_llamacpp.engine.frames import (
 )
 from kserve_llamacpp.engine.scheduler import Scheduler
 from kserve_llamacpp.engine.worker_options import WorkerOptions
+from tests.predictor.engine_run import Steps
 
 SLOTS = 4
 STEP_TOKENS = 512
@@ -73,7 +74,7 @@ class Answer:
         return self.tokens, self.text, self.logprobs, self.reason
 
 
-class ModelRun:
+class ModelRun(Steps):
     """Runs one engine, from an empty memory on, and keeps what it told; steps are checked."""
 
     def __init__(
@@ -101,7 +102,7 @@ class ModelRun:
             log_format="json",
         )
         with structlog.testing.capture_logs() as logs:
-            self.engine: Engine = make_engine(backend, options, clock)
+            self.engine = make_engine(backend, options, clock)
         self.logs = logs
         self.scheduler: Scheduler = self.engine._scheduler
         self.answers: dict[int, Answer] = {}
@@ -151,18 +152,9 @@ class ModelRun:
                 answer.reason = event.finish_reason
         self.scheduler.check_integrity()
 
-    def steps(self, count: int) -> None:
-        """Run some steps."""
-        for _ in range(count):
-            self.step()
-
     def finish(self, max_steps: int = 3000) -> None:
         """Run until there is nothing left to do."""
-        for _ in range(max_steps):
-            if not self.engine.has_work:
-                break
-            self.step()
-        assert not self.engine.has_work, f"still at work after {max_steps} steps"
+        self.run_out(max_steps)
         assert all(answer.reason is not None for answer in self.answers.values())
 
     def ask(self, prompt: list[int], max_tokens: int = 16) -> Answer:

@@ -313,10 +313,9 @@ class RadixCache:
         if parent.salt is not None:  # it may have been forgotten for want of children
             self._roots[parent.salt] = parent
         node.holder = holder
+        node.num_users = 1
         self._memory.share(sequence.slot, holder, start, length)
-        self._num_parked += len(node.tokens)
-        self._park(node)
-        self._lock(node)
+        self._num_locked += len(node.tokens)
         return node
 
     def _split(self, node: Node, count: int) -> bool:
