@@ -33,20 +33,21 @@ async def test_choices_differ_under_one_seed(client: openai.AsyncOpenAI) -> None
 
 
 async def test_choices_are_streamed(client: openai.AsyncOpenAI) -> None:
-    """A stream of several choices has a text, its tokens' logprobs and an end for each."""
+    """A stream of several choices has a text, its tokens' bytes and an end for each."""
     stream = await client.chat.completions.create(
         **ASK, max_tokens=10, n=2, logprobs=True, temperature=1.5, stream=True
     )
-    texts, tokens, ends = ["", ""], ["", ""], ["", ""]
+    texts, tokens, ends = ["", ""], [b"", b""], ["", ""]
     async for chunk in stream:
         choice = chunk.choices[0]
         texts[choice.index] += choice.delta.content or ""
         if choice.logprobs is not None:
-            tokens[choice.index] += "".join(e.token for e in choice.logprobs.content or [])
+            for entry in choice.logprobs.content or []:
+                tokens[choice.index] += bytes(entry.bytes or [])
         ends[choice.index] += choice.finish_reason or ""
 
     assert all(texts)
-    assert texts == tokens
+    assert texts == [data.decode(errors="replace") for data in tokens]
     assert set(ends) <= {"stop", "length"}
 
 
