@@ -14,7 +14,8 @@ from kserve_llamacpp.errors import ConfigurationError, ModelFileError
 from kserve_llamacpp.logging import LOG_FORMATS, LOG_LEVELS
 
 GGUF_MAGIC = b"GGUF"
-KV_CACHES = ("unified", "split")
+KV_CACHES = ("auto", "unified", "split", "split+pool")
+FLASH_ATTN = ("auto", "on", "off")
 _LATER_PART = re.compile(r"-(?!00001-)\d{5}-of-\d{5}\.gguf$")  # of a model in several files
 MAX_SEQUENCES = 128  # half of LLAMA_MAX_SEQ: the other ids are the prefix cache's
 
@@ -32,7 +33,8 @@ class Config:
     n_threads: int
     n_gpu_layers: int
     max_sequences: int
-    kv_cache: Literal["unified", "split"]
+    kv_cache: Literal["auto", "unified", "split", "split+pool"]
+    flash_attn: Literal["auto", "on", "off"]
     deterministic: bool
     host_cache_mib: int
     target_step_ms: int
@@ -60,7 +62,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--n_ctx",
         type=int,
         default=0,
-        help="Tokens in the KV cache, shared by all sequences. 0: what the model was trained for "
+        help="Tokens in the KV cache, of all sequences together. 0: what the model was trained for "
         "times --max_sequences, at most 16384, and no more than fits into the memory.",
     )
     add("--n_batch", type=int, default=512, help="Tokens that one step computes at most.")
@@ -74,10 +76,19 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--max_sequences", type=int, default=8, help="Requests that are decoded together.")
     add(
         "--kv_cache",
-        default=None,
+        default="auto",
         choices=KV_CACHES,
-        help="unified (the default): all sequences share --n_ctx. split: each has its part of it "
-        "to itself, as deterministic mode needs it.",
+        help="How --n_ctx is divided. unified: all sequences share it. split: each has its part "
+        "to itself, as deterministic mode needs it. split+pool: half of it is split, half is for "
+        "those that outgrow their part. auto: split+pool on a CPU where that shortens no "
+        "sequence, else unified.",
+    )
+    add(
+        "--flash_attn",
+        default="auto",
+        choices=FLASH_ATTN,
+        help="llama.cpp's flash attention. auto: off on a CPU, where it is slower behind long "
+        "contexts, but on in deterministic mode, which needs it.",
     )
     add(
         "--deterministic",
@@ -174,9 +185,9 @@ def read_config(args: argparse.Namespace) -> Config:
             f"--n_ctx is {args.n_ctx}, less than --max_sequences ({args.max_sequences}): "
             "each sequence needs room in the KV cache"
         )
-    if args.deterministic and args.kv_cache == "unified":
+    if args.deterministic and args.kv_cache not in ("auto", "split"):
         raise ConfigurationError(
-            "--deterministic needs --kv_cache split, for in a unified cache a sequence's bits "
+            "--deterministic needs --kv_cache split, for where cells are shared a sequence's bits "
             "depend on where others' cells are: leave --kv_cache out"
         )
     if args.n_batch < args.max_sequences:
@@ -194,7 +205,8 @@ def read_config(args: argparse.Namespace) -> Config:
         n_threads=args.n_threads or cgroup.num_cpus(),
         n_gpu_layers=args.n_gpu_layers,
         max_sequences=args.max_sequences,
-        kv_cache=args.kv_cache or ("split" if args.deterministic else "unified"),
+        kv_cache="split" if args.deterministic else args.kv_cache,
+        flash_attn=args.flash_attn,
         deterministic=args.deterministic,
         host_cache_mib=args.host_cache_mib,
         target_step_ms=args.target_step_ms,

@@ -218,6 +218,7 @@ def worker_options(config: Config) -> str:
         n_gpu_layers=config.n_gpu_layers,
         max_sequences=config.max_sequences,
         kv_cache=config.kv_cache,
+        flash_attn=config.flash_attn,
         is_deterministic=config.deterministic,
         host_cache_mib=config.host_cache_mib if config.host_cache_mib >= 0 else None,
         target_step_ms=config.target_step_ms,

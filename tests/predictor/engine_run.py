@@ -68,11 +68,12 @@ class EngineRun(Steps):
         step_tokens: int = 16,
         prefill_tokens_beside_decode: int = 4,
         cache: KVCache | None = None,
+        own_length: int = 0,
     ) -> None:
         """Without a `cache` nothing that was computed is kept."""
         self.backend = backend or FakeBackend(num_cells=num_cells)
         self.cache = cache or SnapshotCache(self.backend.memory, num_cells, 0, can_cut=True)
-        self.scheduler = Scheduler(max_sequences, self.cache, FairQueue())
+        self.scheduler = Scheduler(max_sequences, self.cache, FairQueue(), own_length=own_length)
         self.budget = SharedBudget(step_tokens, prefill_tokens_beside_decode)
         self.now = 0.0
         self.engine = Engine(self.backend, self.scheduler, self.budget, lambda: self.now)

@@ -100,7 +100,8 @@ class FakeBackend:
             for row in rows[: self.leave_behind]:
                 self.memory.write(row.slot, row.position, row.token)
             raise self.faults.popleft()
-        if self.num_cells_used + len(rows) > self._num_cells:
+        num_new = sum(not self.memory.is_own(row.slot) for row in rows)
+        if self.memory.num_shared_used + num_new > self._num_cells:
             raise KVCacheFull
         self.batches.append(rows)
         self._outputs = {}

@@ -14,9 +14,20 @@ class FakeMemory:
     """
 
     def __init__(
-        self, num_cells: int, num_slots: int, num_ids: int | None = None, can_cut: bool = True
+        self,
+        num_cells: int,
+        num_slots: int,
+        num_ids: int | None = None,
+        can_cut: bool = True,
+        num_own: int = 0,
+        own_length: int = 0,
     ) -> None:
-        """Without `num_ids` nothing can be parked."""
+        """Without `num_ids` nothing can be parked.
+
+        The first `num_own` slots have `own_length` cells each beside the `num_cells` of the others.
+        """
+        self._num_own = num_own
+        self._own_length = own_length
         self.first_holder = num_slots
         self.num_ids = num_slots if num_ids is None else num_ids
         self.drops: Counter[int] = Counter()
@@ -30,12 +41,21 @@ class FakeMemory:
     @property
     def num_used(self) -> int:
         """How many cells have an owner."""
-        return len({cell for cells in self._cells.values() for cell in cells.values()})
+        return self._count(0)
+
+    @property
+    def num_shared_used(self) -> int:
+        """How many have one, those left out that a slot has to itself."""
+        return self._count(self._num_own)
+
+    def _count(self, first: int) -> int:
+        owners = [cells for owner, cells in self._cells.items() if owner >= first]
+        return len({cell for cells in owners for cell in cells.values()})
 
     @property
     def num_free(self) -> int:
         """How many cells have none."""
-        return self._num_cells - self.num_used
+        return self._num_cells - self.num_shared_used
 
     def tokens(self, id: int) -> list[int]:
         """Return the tokens in a sequence's cells, by position; they must have no gap before."""
@@ -47,6 +67,7 @@ class FakeMemory:
         """Compute a token into a new cell."""
         cells = self._cells.setdefault(id, {})
         assert position == len(cells), "a row that does not follow its slot's cells"
+        assert id >= self._num_own or position < self._own_length, "a slot's own cells are full"
         cells[position] = self._next_cell
         self._tokens[self._next_cell] = token
         self._next_cell += 1
@@ -74,9 +95,17 @@ class FakeMemory:
         self.drops[id] += 1
         self._cells.pop(id, None)
 
+    def is_own(self, id: int) -> bool:
+        """Whether a slot has its cells to itself."""
+        return id < self._num_own
+
     def holds(self, id: int, length: int) -> bool:
         """Whether a sequence has every cell of its first `length` positions."""
         return set(range(length)) <= self._cells.get(id, {}).keys()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._cells.clear()
 
     def save(self, id: int) -> bytearray | None:
         """Copy a sequence's cells to host memory."""
@@ -90,7 +119,7 @@ class FakeMemory:
         self.num_restores += 1
         self._cells.pop(id, None)
         saved = {int(position): token for position, token in json.loads(state).items()}
-        if len(saved) > self.num_free:
+        if len(saved) > (self._own_length if id < self._num_own else self.num_free):
             return False
         cells = self._cells[id] = {}
         for position, token in saved.items():

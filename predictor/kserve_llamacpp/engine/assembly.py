@@ -28,6 +28,7 @@ class MeasuredBackend(Backend, ExactBackend, Protocol):
     """What an engine is put together from; the real one is `LlamaBackend`."""
 
     num_cells: int
+    own_length: int
     shares_cells: bool
     has_window: bool
 
@@ -80,7 +81,7 @@ def make_engine(
         costs.prefill_token,
         tiled_rows=backend.max_mixed_rows + 1,  # more than a batch has, where there are none
     )
-    scheduler = Scheduler(options.max_sequences, cache, FairQueue())
+    scheduler = Scheduler(options.max_sequences, cache, FairQueue(), own_length=backend.own_length)
     return Engine(backend, scheduler, budget, clock)
 
 

@@ -223,8 +223,8 @@ class Engine:
     def _batches(self, plan: Plan) -> list[list[Chunk]]:
         """Return what is computed together.
 
-        Attention over many rows at once looks at every cell that any of them has: rows of decode
-        beside a long part of a prompt cost more than both apart.
+        Flash attention on a CPU looks, for many rows at once, at every cell that any of them has:
+        rows of decode beside a long part of a prompt cost more than both apart.
         """
         num_rows = sum(chunk.count for chunk in [*plan.decode, *plan.prefill])
         if num_rows <= self._backend.max_mixed_rows:
@@ -357,7 +357,7 @@ class Engine:
             running=scheduler.num_running,
             waiting=scheduler.num_waiting,
             cells_used=scheduler.num_cells_used,
-            cells_total=cache.num_cells,
+            cells_total=scheduler.num_cells,
             steps=self._steps,
             prefill_tokens=self._prefill_tokens,
             decode_tokens=self._decode_tokens,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from kserve_llamacpp.engine.cache.memory import MIN_SHARED, KVCache, common_length
 from kserve_llamacpp.engine.fair_queue import FairQueue
 from kserve_llamacpp.engine.sequence import Sequence, State
+from kserve_llamacpp.engine.slots import Slots
 
 _LOOKAHEAD = 64  # waiting sequences that are looked at, where some wait for another's prefix
 
@@ -40,6 +41,9 @@ class Scheduler:
     another by as much as that one has left. When cells run out, first what nobody uses is evicted,
     then the youngest sequence of the tenant that was served most goes back to the queue with its
     tokens.
+
+    Slots may have cells of their own: then only sequences that are too long for these share the
+    others, and one that outgrows its own moves there.
     """
 
     def __init__(
@@ -48,8 +52,11 @@ class Scheduler:
         cache: KVCache,
         queue: FairQueue[Sequence],
         is_uniform: bool = False,
+        own_length: int = 0,
     ) -> None:
-        """`is_uniform`: a sequence is always computed in the same parts, also when it comes again.
+        """`own_length`: how many cells a slot has to itself; 0: all cells are the cache's to share.
+
+        `is_uniform`: a sequence is always computed in the same parts, also when it comes again.
 
         Its prompt in parts of the same size, then what it generated, token by token.
         """
@@ -58,7 +65,7 @@ class Scheduler:
         self._max_sequences = max_sequences
         self._waiting = queue
         self._running: list[Sequence] = []  # oldest first
-        self._free_slots = list(range(max_sequences))[::-1]
+        self._slots = Slots(max_sequences, own_length)
         self.num_preemptions = 0
 
     @property
@@ -77,9 +84,14 @@ class Scheduler:
         return sum(sequence.is_decoding for sequence in self._running)
 
     @property
+    def num_cells(self) -> int:
+        """How many cells there are, shared or a slot's own."""
+        return self.cache.num_cells + self._slots.num_own_cells
+
+    @property
     def num_cells_used(self) -> int:
         """How many cells running sequences use, shared ones counted once."""
-        return self.cache.num_locked + self._num_own_cells
+        return self.cache.num_locked + sum(s.num_computed - s.num_shared for s in self._running)
 
     @property
     def has_work(self) -> bool:
@@ -101,11 +113,12 @@ class Scheduler:
         )
 
     def preempt(self) -> Sequence | None:
-        """Put a running sequence back into the queue, unless it is the only one; return it."""
-        if len(self._running) < 2:
+        """Put one of those that share cells back into the queue, unless it is alone; return it."""
+        pooled = self._pooled
+        if len(pooled) < 2:
             return None
-        tenant = self._waiting.best_served({s.tenant for s in self._running})
-        return self._preempt_youngest_of(tenant)
+        tenant = self._waiting.best_served({s.tenant for s in pooled})
+        return self._preempt_youngest_of(tenant, pooled)
 
     def computed(self, chunk: Chunk) -> None:
         """Take note that a chunk is in the KV cache."""
@@ -145,8 +158,11 @@ class Scheduler:
         """Raise AssertionError unless every slot and cell is accounted for exactly once."""
         used = [s.slot for s in self._running if s.slot is not None]
         assert len(used) == len(self._running)
-        assert sorted([*self._free_slots, *used]) == list(range(self._max_sequences))
+        assert len(used) <= self._max_sequences
+        self._slots.check_integrity(used)
         assert self._num_free_cells >= 0
+        for s in self._running:
+            assert self._is_pooled(s) or self._slots.fits(s.num_computed)
         assert all(s.state is State.RUNNING for s in self._running)
         assert all(s.num_computed < len(s.tokens) for s in self._running)
         for s in self._waiting:
@@ -158,23 +174,56 @@ class Scheduler:
 
     # -- room ------------------------------------------------------------------------------------
 
+    def _is_pooled(self, sequence: Sequence) -> bool:
+        assert sequence.slot is not None
+        return self._slots.is_pooled(sequence.slot)
+
     @property
-    def _num_own_cells(self) -> int:
-        return sum(s.num_computed - s.num_shared for s in self._running)
+    def _pooled(self) -> list[Sequence]:
+        """The running sequences that share cells, oldest first."""
+        return [s for s in self._running if self._is_pooled(s)]
 
     @property
     def _num_free_cells(self) -> int:
+        """How many of the cells that are shared are nobody's."""
         cache = self.cache
-        return cache.num_cells - cache.num_locked - cache.num_parked - self._num_own_cells
+        used = sum(s.num_computed - s.num_shared for s in self._pooled)
+        return cache.num_cells - cache.num_locked - cache.num_parked - used
+
+    @property
+    def _num_spare_cells(self) -> int:
+        """How many of them are left when all that decode have their next token."""
+        return self._num_free_cells - sum(s.is_decoding for s in self._pooled)
 
     def _make_room_for_decode(self) -> bool:
         """Evict, then preempt, until each decoding sequence has a cell; whether it came to that."""
-        has_preempted = False
-        while (missing := self.num_decoding - self._num_free_cells) > 0:
+        has_preempted = self._move_outgrown()
+        while (missing := -self._num_spare_cells) > 0:
             if self.cache.evict(missing) > 0:
                 continue
             if self.preempt() is None:
                 break  # one sequence alone always fits: the engine bounds its length
+            has_preempted = True
+        return has_preempted
+
+    def _move_outgrown(self) -> bool:
+        """Move who is longer than its slot's own cells to the shared ones; whether any must wait.
+
+        Where there are too few, it goes back to the queue.
+        """
+        has_preempted = False
+        for sequence in list(self._running):
+            own = sequence.slot
+            assert own is not None
+            if self._slots.is_pooled(own) or self._slots.fits(len(sequence.tokens)):
+                continue
+            if self._num_spare_cells >= len(sequence.tokens):
+                slot = self._slots.take(is_pooled=True)
+                if self.cache.move(sequence, slot):
+                    self._slots.give_back(own)
+                    continue
+                self._slots.give_back(slot)
+            self._preempt(sequence)
             has_preempted = True
         return has_preempted
 
@@ -185,55 +234,76 @@ class Scheduler:
         sequence.state = State.WAITING
         self._waiting.add_front(sequence)
 
-    def _preempt_youngest_of(self, tenant: str | None) -> Sequence:
-        victim = [s for s in self._running if s.tenant == tenant][-1]
+    def _preempt_youngest_of(self, tenant: str | None, among: list[Sequence]) -> Sequence:
+        victim = [s for s in among if s.tenant == tenant][-1]
         self._preempt(victim)
         return victim
 
     def _give_back_slot(self, sequence: Sequence, keep: bool) -> None:
         assert sequence.slot is not None
         self.cache.leave(sequence, keep, self._num_free_cells)
-        self._free_slots.append(sequence.slot)
+        self._slots.give_back(sequence.slot)
         sequence.slot = None
 
     # -- admission -------------------------------------------------------------------------------
 
     def _admit(self) -> None:
-        """Give slots to those that wait, as long as their tokens and one more fit beside others.
+        """Let those start that wait, as long as their tokens and one more fit beside others.
 
         What running prompts will still take is counted as taken, or two half-filled prompts could
-        block each other. Who waits for another's prefix is passed over.
+        block each other. Who waits for another's prefix is passed over, and so is, by those that
+        fit into a slot's own cells, who waits for shared ones.
         """
         if not self._waiting:
             return
         self._free_a_slot()
-        if not self._free_slots:
-            return
+        is_pool_awaited = False
         for place, sequence in enumerate(list(self._waiting)):
-            if not self._free_slots or place >= _LOOKAHEAD:
+            if self._is_full or place >= _LOOKAHEAD:
                 return
             if self._waits_for_another(sequence):
                 continue
-            if self._running and self._num_planned_cells(sequence) > self.cache.num_cells:
+            slot = self._take_slot(sequence, may_share=not is_pool_awaited)
+            if slot is not None:
+                self._waiting.remove(sequence)
+                self._start(sequence, slot)
+            elif self._slots.own_length == 0:
                 return
-            self._waiting.remove(sequence)
-            self._start(sequence)
+            else:
+                is_pool_awaited = True
+
+    @property
+    def _is_full(self) -> bool:
+        return len(self._running) >= self._max_sequences
+
+    def _take_slot(self, sequence: Sequence, may_share: bool) -> int | None:
+        """Return a slot that has cells for a sequence, and is taken now; None: it must wait."""
+        slots, length = self._slots, len(sequence.tokens) + 1
+        if slots.fits(max(length, self.cache.known(sequence).to_restore)):
+            return slots.take(is_pooled=False)
+        planned = self._num_planned_cells(sequence)
+        if may_share and (not self._pooled or planned <= self.cache.num_cells):
+            return slots.take(is_pooled=True)
+        if slots.fits(length):  # what is known of it does not
+            return slots.take(is_pooled=False)
+        return None
 
     def _free_a_slot(self) -> None:
         """Preempt for a tenant that has nothing running, from one that has several."""
         head = self._waiting.head()
         tenants = [s.tenant for s in self._running]
-        if self._free_slots or head is None or head.tenant in tenants:
+        if not self._is_full or head is None or head.tenant in tenants:
             return
         richest = self._waiting.best_served(tenants)
         if richest is None or tenants.count(richest) < 2 or self._waits_for_another(head):
             return
-        self._preempt_youngest_of(richest)
+        self._preempt_youngest_of(richest, self._running)
 
-    def _start(self, sequence: Sequence) -> None:
-        sequence.slot = self._free_slots.pop()
+    def _start(self, sequence: Sequence, slot: int) -> None:
+        sequence.slot = slot
         sequence.state = State.RUNNING
-        self.cache.admit(sequence, self._num_free_cells)
+        is_pooled = self._slots.is_pooled(slot)
+        self.cache.admit(sequence, self._num_free_cells if is_pooled else self._slots.own_length)
         self._running.append(sequence)
         if sequence.num_cached is None:
             sequence.num_cached = sequence.num_computed
@@ -241,8 +311,8 @@ class Scheduler:
             self.cache.stats.hits += sequence.num_computed
 
     def _num_planned_cells(self, sequence: Sequence) -> int:
-        """Return how many cells are taken when all that runs, and this one, have their tokens."""
-        running = sum(len(s.tokens) + 1 - s.num_shared for s in self._running)
+        """Return how many shared cells are taken when all of them, and it, have their tokens."""
+        running = sum(len(s.tokens) + 1 - s.num_shared for s in self._pooled)
         own = len(sequence.tokens) + 1 - self.cache.known(sequence).in_use
         return self.cache.num_locked + running + own
 
@@ -279,18 +349,19 @@ class Scheduler:
             return []
         service = {tenant: self._waiting.service(tenant) for tenant in {s.tenant for s in waiting}}
         waiting.sort(key=lambda s: (service[s.tenant], s.num_pending - s.num_overtaken))
-        free = self._num_free_cells - self.num_decoding
+        free = self._num_spare_cells
         chunks = []
         for sequence in waiting:
             count = min(budget, sequence.num_pending)
             if self._is_uniform:
                 count = min(count, max(1, sequence.num_prompt - sequence.num_computed))
-            if count > free:
-                free += self.cache.evict(count - free)
-                count = min(count, free)
+            if self._is_pooled(sequence):
+                if count > free:
+                    free += self.cache.evict(count - free)
+                    count = min(count, free)
+                free -= max(0, count)
             if count <= 0:
                 continue
             chunks.append(Chunk(sequence, count))
             budget -= count
-            free -= count
         return chunks

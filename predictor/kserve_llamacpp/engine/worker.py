@@ -177,6 +177,7 @@ def main(argv: list[str]) -> int:
                 n_gpu_layers=options.n_gpu_layers,
                 max_sequences=options.max_sequences,
                 kv_cache=options.kv_cache,
+                flash_attn=options.flash_attn,
                 is_deterministic=options.is_deterministic,
             ),
             on_progress=lambda fraction: channel.send(Loading(fraction)),

@@ -16,9 +16,10 @@ class WorkerOptions(msgspec.Struct, frozen=True):
     n_threads: int
     n_gpu_layers: int
     max_sequences: int
-    kv_cache: Literal["unified", "split"]
+    kv_cache: Literal["auto", "unified", "split", "split+pool"]
     is_deterministic: bool
     host_cache_mib: int | None
     target_step_ms: int
     log_level: str
     log_format: str
+    flash_attn: Literal["auto", "on", "off"] = "auto"

@@ -19,7 +19,7 @@ from tests.predictor.fake_backend import END, FakeBackend
 from tests.predictor.fake_memory import FakeMemory
 
 _MAX_LENGTH = 20
-_KINDS = ["radix", "split", "recurrent"]
+_KINDS = ["radix", "split", "recurrent", "split+pool"]
 _prompts = st.text(alphabet="xy", min_size=1, max_size=14)
 _stops = st.lists(st.sampled_from(["ab", "c", "bbb"]), max_size=2)
 
@@ -64,6 +64,7 @@ class RandomOperations(RuleBasedStateMachine):
         kind=st.sampled_from(_KINDS),
         host_bytes=st.sampled_from([0, 400, 100_000]),
         mixed_rows=st.sampled_from([1, 6, 100]),
+        own_length=st.integers(min_value=2, max_value=_MAX_LENGTH),
     )
     def begin(
         self,
@@ -75,16 +76,25 @@ class RandomOperations(RuleBasedStateMachine):
         kind: str,
         host_bytes: int,
         mixed_rows: int,
+        own_length: int,
     ) -> None:
         """Set up an engine whose backend may have fewer cells than the scheduler counts."""
         num_real = max(_MAX_LENGTH, num_cells - num_missing)
         num_ids = max_sequences + (6 if kind == "radix" else 0)
-        memory = FakeMemory(num_real, max_sequences, num_ids, can_cut=kind != "recurrent")
+        own_length = own_length if kind == "split+pool" else 0
+        memory = FakeMemory(
+            num_real,
+            2 * max_sequences if own_length else max_sequences,
+            None if own_length else num_ids,
+            can_cut=kind != "recurrent",
+            num_own=max_sequences if own_length else 0,
+            own_length=own_length,
+        )
         cache: KVCache
         if kind == "radix":
             cache = RadixCache(memory, num_cells, Costs(1e-6, 1e-6, 2e-5), host_bytes)
         else:
-            cache = SnapshotCache(memory, num_cells, host_bytes, can_cut=kind == "split")
+            cache = SnapshotCache(memory, num_cells, host_bytes, can_cut=kind != "recurrent")
         backend = FakeBackend(
             _answer,
             num_cells=num_real,
@@ -92,7 +102,9 @@ class RandomOperations(RuleBasedStateMachine):
             max_mixed_rows=mixed_rows,
             memory=memory,
         )
-        self.run = EngineRun(backend, num_cells, max_sequences, step_tokens, beside, cache)
+        self.run = EngineRun(
+            backend, num_cells, max_sequences, step_tokens, beside, cache, own_length
+        )
         self.asked: dict[int, _Asked] = {}
         # where nothing can be cut, another one before the next token ends the engine
         self.num_faults_left = 1 if kind == "recurrent" else 1000

@@ -12,6 +12,7 @@ import structlog.testing
 
 from kserve_llamacpp.engine.assembly import make_engine
 from kserve_llamacpp.engine.backend import LlamaBackend, LoadOptions
+from kserve_llamacpp.engine.backend.layout import KVCacheLayout
 from kserve_llamacpp.engine.engine import DecodeFailed, Row
 from kserve_llamacpp.engine.frames import (
     Output,
@@ -38,11 +39,12 @@ class RecordingBackend(LlamaBackend):
     None lets it succeed.
     """
 
-    def __init__(self, path: Path, n_ctx: int, is_split: bool, is_exact: bool) -> None:
+    def __init__(
+        self, path: Path, n_ctx: int, kv_cache: KVCacheLayout, is_exact: bool, flash_attn: bool
+    ) -> None:
         """`is_exact` asks for the KV cache of deterministic mode."""
-        options = LoadOptions(
-            path, n_ctx, STEP_TOKENS, 1, 0, SLOTS, "split" if is_split else "unified", is_exact
-        )
+        attention = "on" if flash_attn else "auto"
+        options = LoadOptions(path, n_ctx, STEP_TOKENS, 1, 0, SLOTS, kv_cache, is_exact, attention)
         super().__init__(options, lambda _fraction: None, _fail_on_error)
         self.batches: list[list[int]] = []
         self.faults: deque[int | None] = deque()

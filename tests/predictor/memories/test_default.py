@@ -116,7 +116,7 @@ def test_whole_states_alone(load: Load, architecture: str) -> None:
 
 def test_a_window_that_has_moved_on_is_noticed(load: Load) -> None:
     """A sequence from the host has its last window only: it can be gone on with, not gone back."""
-    backend = load("gemma3", is_split=True)
+    backend = load("gemma3", kv_cache="split")
     run = ModelRun(backend, host_cache_mib=0)
     run.submit(words(1, 600), 2)
     run.steps(2)

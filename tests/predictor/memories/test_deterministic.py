@@ -45,7 +45,7 @@ def architecture(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def backend(architecture: str, load: Load) -> RecordingBackend:
     """A model of the architecture, as deterministic mode loads it."""
-    return load(architecture, is_split=True, is_exact=True)
+    return load(architecture, kv_cache="split", is_exact=True)
 
 
 def _run(

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.model
 @pytest.fixture(params=ARCHITECTURES)
 def backend(request: pytest.FixtureRequest, load: Load) -> Iterator[RecordingBackend]:
     """A model of each architecture, as deterministic mode loads it; its memory is empty."""
-    backend = load(request.param, is_split=True, is_exact=True)
+    backend = load(request.param, kv_cache="split", is_exact=True)
     backend.memory.clear()
     yield backend
     backend.memory.clear()
@@ -49,7 +49,7 @@ def test_a_state_that_comes_back_otherwise(
 @pytest.mark.parametrize("architecture", ["llama", "phi3", "qwen3", "gemma3", "jamba"])
 def test_a_kernel_that_depends_on_the_shape(load: Load, architecture: str) -> None:
     """Attention over an F16 cache gives other bits in parts of another size: the mode's reason."""
-    backend = load(architecture, is_split=True, is_exact=False)
+    backend = load(architecture, kv_cache="split", flash_attn=True)
     backend.memory.clear()
 
     assert "in small parts" in _failures(backend)
@@ -57,7 +57,7 @@ def test_a_kernel_that_depends_on_the_shape(load: Load, architecture: str) -> No
 
 def test_nothing_is_left_behind(load: Load) -> None:
     """The self-test passes with what the mode loads, and leaves an empty memory to a second one."""
-    backend = load("llama", is_split=True, is_exact=True)
+    backend = load("llama", kv_cache="split", is_exact=True)
     backend.memory.clear()
 
     assert _failures(backend) == []

@@ -5,26 +5,29 @@ from __future__ import annotations
 import ctypes
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from kserve_llamacpp import cgroup
-from kserve_llamacpp.engine.backend.batch import Batch
-from kserve_llamacpp.engine.backend.library import LoadFailed, llama, start_library
+from kserve_llamacpp.engine.backend.layout import KVCacheLayout, choose_layout
+from kserve_llamacpp.engine.backend.library import llama, start_library
 from kserve_llamacpp.engine.backend.memory import LlamaMemory
+from kserve_llamacpp.engine.backend.room import Room, Shape
+from kserve_llamacpp.engine.backend.rooms import Rooms
 from kserve_llamacpp.engine.backend.sampler import LlamaSampler, Samplers
 from kserve_llamacpp.engine.backend.sizing import Memory, choose_n_ctx
 from kserve_llamacpp.engine.backend.vocabulary import Vocabulary
 from kserve_llamacpp.engine.backend.weights import Weights
 from kserve_llamacpp.engine.cache.costs import Costs
-from kserve_llamacpp.engine.engine import DecodeFailed, KVCacheFull, Row
+from kserve_llamacpp.engine.engine import Row
 from kserve_llamacpp.engine.file_hash import file_hash
 from kserve_llamacpp.engine.frames import ModelFacts, SamplingParams
 
 _BYTES_PER_VALUE = 2  # F16, BF16
-_BF16 = 30  # GGML_TYPE_BF16, which the binding leaves out
-_TILED_ROWS = 64  # from so many rows on, attention on the CPU looks at all cells of 16 rows at once
+_TILED_ROWS = 64  # from so many rows on, flash attention on the CPU looks at 16 rows' cells at once
+_PLAIN_ROWS = 128  # plain attention takes memory for each pair of row and cell; more gain nothing
+_BYTES_PER_SCORE = 4  # F32
 _PROBE_TOKENS = 16
 _PROBE_CELLS = 2048
 _PROBE_ROUNDS = 3
@@ -41,16 +44,18 @@ class LoadOptions:
     n_threads: int
     n_gpu_layers: int
     max_sequences: int
-    kv_cache: Literal["unified", "split"] = "unified"
+    kv_cache: KVCacheLayout = "auto"
     is_deterministic: bool = False
+    flash_attn: Literal["auto", "on", "off"] = "auto"
 
 
 class LlamaBackend:
     """One model and its context; owner: the engine process, one thread.
 
-    `num_cells` is what all sequences together can have in the KV cache; `shares_cells` whether
-    they can share them; `can_cut` whether a sequence can go back to an earlier token; `has_window`
-    whether some layers look at the latest tokens only.
+    `num_cells` is what sequences together can have in the part of the KV cache that they share;
+    `own_length` what each slot has to itself, 0 where all is shared; `shares_cells` whether
+    sequences can share cells; `can_cut` whether a sequence can go back to an earlier token;
+    `has_window` whether some layers look at the latest tokens only.
     """
 
     def __init__(
@@ -70,39 +75,33 @@ class LlamaBackend:
         available = cgroup.available_memory()
         self._weights = Weights(options.model_path, options.n_gpu_layers, on_progress)
         self._vocabulary = Vocabulary(self._weights.handle)
-        offloads = bool(llama.llama_supports_gpu_offload()) and options.n_gpu_layers != 0
+        self._offloads = bool(llama.llama_supports_gpu_offload()) and options.n_gpu_layers != 0
+        self._flash_attention = self._choose_attention()
         self.can_cut = not self._weights.is_recurrent
-        window = self._weights.window
-        can_park = LlamaMemory.can_park(options.max_sequences, window)
-        self.shares_cells = options.kv_cache == "unified" and self.can_cut and can_park
-        self.has_window = window > 0
-        n_ctx = choose_n_ctx(
-            options.n_ctx,
-            self._weights.n_ctx_train * options.max_sequences,
-            Memory(
-                weights=self._weights.size_bytes,
-                per_cell=self._weights.values_per_cell() * _BYTES_PER_VALUE,
-                available=None if offloads else available,
-            ),
-        )
-        self._context = self._make_context(n_ctx)
-        self.memory = LlamaMemory(
-            self._context,
+        self.has_window = self._weights.window > 0
+        self._layout = choose_layout(
+            options.kv_cache,
+            self._choose_n_ctx(available),
             options.max_sequences,
-            can_park=self.shares_cells,
-            window=window,
+            self._weights.n_ctx_train,
+            can_move=self.can_cut and not self.has_window,
+            pays_for_others=not self._offloads and self._flash_attention is False,
         )
+        can_park = LlamaMemory.can_park(options.max_sequences, self._weights.window)
+        self.shares_cells = self._layout.kind == "unified" and self.can_cut and can_park
+        rooms = self._make_rooms()
+        self._rooms = Rooms(rooms)
+        self.memory = self._rooms.memory
         self.n_vocab: int = self._vocabulary.size
-        self.num_cells: int = llama.llama_n_ctx(self._context)
-        longest = llama.llama_n_ctx_seq(self._context)
-        self.max_length: int = min(longest, self._weights.n_ctx_train)
+        self.own_length = self._layout.own_length
+        self.num_cells: int = rooms[-1].num_cells
+        self.max_length: int = min(rooms[-1].longest, self._weights.n_ctx_train)
         if not self._weights.has_cells:
             self.num_cells = options.max_sequences * self.max_length
         self.max_mixed_rows = options.n_batch
-        if not offloads:
+        if self._has_tiles:
             self.max_mixed_rows = min(options.n_batch, _TILED_ROWS - 1)
-        self._batch = Batch(options.n_batch, self.memory.slot_twin)
-        self._samplers = Samplers(self._context, self._vocabulary, self.max_length)
+        self._samplers = Samplers(self._rooms.logits, self._vocabulary, self.max_length)
 
     def tokenize(self, text: str, add_special: bool) -> list[int]:
         """Return the token ids of a text; its special tokens are recognised.
@@ -125,11 +124,7 @@ class LlamaBackend:
 
     def decode(self, rows: list[Row]) -> None:
         """Compute a batch; raises KVCacheFull or DecodeFailed."""
-        code = llama.llama_decode(self._context, self._batch.fill(rows))
-        if code == 1:
-            raise KVCacheFull
-        if code != 0:
-            raise DecodeFailed(f"llama_decode returned {code}")
+        self._rooms.decode(rows)
 
     def sampler(self, params: SamplingParams, prompt: list[int]) -> LlamaSampler:
         """Make a sampler that draws from the batch computed last."""
@@ -137,8 +132,9 @@ class LlamaBackend:
 
     def logits(self, row: int) -> bytes:
         """Return the logits of an output row of the batch computed last."""
-        pointer = llama.llama_get_logits_ith(self._context, row)
-        return ctypes.string_at(pointer, self.n_vocab * ctypes.sizeof(ctypes.c_float))
+        return ctypes.string_at(
+            self._rooms.logits(row), self.n_vocab * ctypes.sizeof(ctypes.c_float)
+        )
 
     def host_bytes(self) -> int:
         """Return how much host memory may be used for what the KV cache gives up."""
@@ -177,7 +173,7 @@ class LlamaBackend:
             self.memory.cut(0, rows[0].position)
         began = clock()
         self.decode(rows)
-        llama.llama_synchronize(self._context)
+        self._rooms.synchronize()
         return clock() - began
 
     def facts(self) -> ModelFacts:
@@ -189,8 +185,8 @@ class LlamaBackend:
         system = llama.llama_print_system_info().decode("utf-8", "replace")
         identity = (
             f"{model}/{weights.size_bytes}/{self.n_vocab}/{build}/"
-            f"{options.n_gpu_layers}/{options.n_threads}/{self.num_cells}/{options.kv_cache}/"
-            f"{options.is_deterministic}/"
+            f"{options.n_gpu_layers}/{options.n_threads}/{self._layout}/"
+            f"{self._flash_attention}/{options.is_deterministic}/"
             f"{system}"
         )
         return ModelFacts(
@@ -199,7 +195,7 @@ class LlamaBackend:
             num_parameters=weights.num_parameters,
             size_bytes=weights.size_bytes,
             n_vocab=self.n_vocab,
-            n_ctx=self.num_cells,
+            n_ctx=self.num_cells + self.own_length * options.max_sequences,
             n_ctx_train=weights.n_ctx_train,
             max_sequences=options.max_sequences,
             chat_template=weights.chat_template,
@@ -210,27 +206,59 @@ class LlamaBackend:
             file_hash=model,
         )
 
-    def _make_context(self, n_ctx: int) -> Any:
+    def _choose_attention(self) -> bool | None:
+        """Whether attention is llama.cpp's flash attention; None: where it has one for the device.
+
+        On a CPU that is several times slower behind long contexts than the plain one, but the one
+        that gives the same bits in any company.
+        """
         options = self._options
-        params = llama.llama_context_default_params()
-        params.n_ctx = n_ctx
-        params.n_batch = params.n_ubatch = options.n_batch
-        params.n_seq_max = LlamaMemory.num_batch_ids(
-            options.max_sequences, self.shares_cells, self._weights.window
+        if options.flash_attn != "auto":
+            return options.flash_attn == "on"
+        return None if self._offloads or options.is_deterministic else False
+
+    @property
+    def _has_tiles(self) -> bool:
+        return not self._offloads and self._flash_attention is not False
+
+    @property
+    def _n_ubatch(self) -> int:
+        """How many rows llama.cpp computes at once."""
+        n_batch = self._options.n_batch
+        is_plain = self._flash_attention is False and not self._offloads
+        return min(n_batch, _PLAIN_ROWS) if is_plain else n_batch
+
+    def _choose_n_ctx(self, available: int | None) -> int:
+        options, weights = self._options, self._weights
+        per_cell = weights.values_per_cell() * _BYTES_PER_VALUE
+        if self._flash_attention is False:
+            scores = weights.num_heads * self._n_ubatch * _BYTES_PER_SCORE
+            per_cell += scores // (options.max_sequences if options.kv_cache == "split" else 1)
+        return choose_n_ctx(
+            options.n_ctx,
+            weights.n_ctx_train * options.max_sequences,
+            Memory(
+                weights=weights.size_bytes,
+                per_cell=per_cell,
+                available=None if self._offloads else available,
+            ),
         )
-        params.n_outputs_max = (
-            params.n_seq_max
-        )  # the default reserves n_ubatch times the vocabulary
-        params.n_threads = params.n_threads_batch = options.n_threads
-        params.kv_unified = options.kv_cache == "unified"
-        if options.is_deterministic:  # attention has one kernel for this type, whatever the shape
-            params.type_k = params.type_v = _BF16
-        context = llama.llama_init_from_model(self._weights.handle, params)
-        if not context:
-            raise LoadFailed(
-                "out_of_memory",
-                f"llama.cpp could not set up a context of {n_ctx} tokens for "
-                f"{options.max_sequences} sequences: lower --n_ctx, --max_sequences or "
-                "--n_gpu_layers, or give the container more memory",
-            )
-        return context
+
+    def _make_rooms(self) -> list[Room]:
+        options, layout = self._options, self._layout
+        shape = Shape(
+            num_cells=layout.num_pooled,
+            num_slots=options.max_sequences,
+            is_unified=layout.kind != "split",
+            can_park=self.shares_cells,
+            n_batch=options.n_batch,
+            n_ubatch=self._n_ubatch,
+            n_threads=options.n_threads,
+            is_deterministic=options.is_deterministic,
+            has_flash_attention=self._flash_attention,
+        )
+        shapes = [shape]
+        if layout.own_length:
+            own_cells = layout.own_length * options.max_sequences
+            shapes.insert(0, replace(shape, num_cells=own_cells, is_unified=False))
+        return [Room(self._weights, shape) for shape in shapes]

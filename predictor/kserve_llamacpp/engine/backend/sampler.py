@@ -9,6 +9,7 @@ cost more than the draw.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -34,10 +35,13 @@ _NEAR_THE_BEST = 8.0  # logits; among the tokens this near there are mostly more
 
 
 class Samplers:
-    """Makes samplers over one context; owner: the backend."""
+    """Makes samplers over a backend's batches; owner: the backend."""
 
-    def __init__(self, context: Any, vocabulary: Vocabulary, max_length: int) -> None:
-        self._context = context
+    def __init__(
+        self, logits: Callable[[int], Any], vocabulary: Vocabulary, max_length: int
+    ) -> None:
+        """`logits` gives a pointer to those of a row of the batch computed last."""
+        self._pointer_to = logits
         self._vocabulary = vocabulary
         self.candidates = Candidates(vocabulary.size)
         self._max_length = max_length
@@ -62,8 +66,7 @@ class Samplers:
 
     def logits(self, row: int) -> Logits:
         """Return the logits of a row of the batch computed last: llama.cpp's own, not a copy."""
-        pointer = llama.llama_get_logits_ith(self._context, row)
-        logits: Logits = np.ctypeslib.as_array(pointer, shape=self._shape)
+        logits: Logits = np.ctypeslib.as_array(self._pointer_to(row), shape=self._shape)
         return logits
 
     def describe(self, token: int, logprob: float) -> TokenLogprob:

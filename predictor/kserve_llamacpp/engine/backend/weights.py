@@ -36,6 +36,11 @@ class Weights:
         return bool(llama.llama_model_is_recurrent(handle) or llama.llama_model_is_hybrid(handle))
 
     @property
+    def num_heads(self) -> int:
+        """How many heads attention has (in the first layer), at least 1."""
+        return max(1, int(llama.llama_model_n_head(self.handle)))
+
+    @property
     def has_cells(self) -> bool:
         """Whether tokens take cells: a recurrent state stays as large as it is."""
         return not llama.llama_model_is_recurrent(self.handle) or bool(
@@ -63,12 +68,11 @@ class Weights:
     def values_per_cell(self) -> int:
         """Return how many numbers a token takes in the KV cache, over all layers (a bound)."""
         prefix = self.architecture
-        num_heads = max(1, llama.llama_model_n_head(self.handle))
-        head_size = llama.llama_model_n_embd(self.handle) // num_heads
+        head_size = llama.llama_model_n_embd(self.handle) // self.num_heads
         key_size = int(self._meta(f"{prefix}.attention.key_length") or head_size)
         value_size = int(self._meta(f"{prefix}.attention.value_length") or head_size)
         # llama.cpp tells the first layer's; in a hybrid model that may have none
-        num_kv_heads = llama.llama_model_n_head_kv(self.handle) or num_heads
+        num_kv_heads = llama.llama_model_n_head_kv(self.handle) or self.num_heads
         layers = llama.llama_model_n_layer(self.handle)
         return int(layers * num_kv_heads * (key_size + value_size))
 

@@ -45,6 +45,10 @@ class Memory(Protocol):
         """Give a sequence the cells that were saved, in place of those it has; False: no room."""
         ...
 
+    def clear(self) -> None:
+        """Forget everything."""
+        ...
+
 
 @dataclass
 class CacheStats:
@@ -58,10 +62,14 @@ class CacheStats:
 
 @dataclass(frozen=True)
 class Known:
-    """How much of a prompt is in memory: all of it, and what running sequences use of that."""
+    """How much of a prompt is in memory: all of it, and what running sequences use of that.
+
+    `to_restore` is how many cells the state takes that it would be brought back from, if any.
+    """
 
     length: int
     in_use: int
+    to_restore: int = 0
 
 
 class KVCache(Protocol):
@@ -97,8 +105,13 @@ class KVCache(Protocol):
     def admit(self, sequence: Sequence, num_free: int) -> None:
         """Give a sequence, which has got a slot, the longest prefix that is known.
 
-        `num_free` cells are nobody's: more are evicted where a state must be restored.
+        `num_free` cells are nobody's, or the slot's own: where cells are shared, more are evicted
+        if a state must be restored.
         """
+        ...
+
+    def move(self, sequence: Sequence, slot: int) -> bool:
+        """Bring a running sequence's cells into another slot; False: it stays where it is."""
         ...
 
     def publish(self, sequence: Sequence, length: int, num_free: int) -> bool:

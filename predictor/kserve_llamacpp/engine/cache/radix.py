@@ -103,6 +103,10 @@ class RadixCache:
             self._last_nodes[sequence.slot] = usable[-1]
         sequence.num_shared = sequence.num_computed = length
 
+    def move(self, sequence: Sequence, slot: int) -> bool:
+        """Move nothing: here all slots share the cells, and no sequence outgrows them."""
+        return False
+
     def publish(self, sequence: Sequence, length: int, num_free: int) -> bool:
         """Make the first `length` computed tokens of a running sequence known to others."""
         assert sequence.slot is not None

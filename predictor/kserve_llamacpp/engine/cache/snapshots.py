@@ -69,13 +69,14 @@ class SnapshotCache:
 
     def known(self, sequence: Sequence) -> Known:
         """Return how many of a waiting sequence's tokens need not be computed."""
-        return Known(self._best(sequence)[1], 0)
+        snapshot, length = self._best(sequence)
+        return Known(length, 0, len(snapshot.tokens) if snapshot is not None else 0)
 
     def admit(self, sequence: Sequence, num_free: int) -> None:
         """Give a sequence, which has got a slot, the longest prefix that is known."""
         assert sequence.slot is not None
-        snapshot, length = self._best(sequence)
-        if snapshot is None or len(snapshot.tokens) > num_free:
+        snapshot, length = self._best(sequence, num_free)
+        if snapshot is None:
             return
         self._kept.move_to_end(snapshot)
         if not self._memory.restore(sequence.slot, snapshot.state):
@@ -88,6 +89,17 @@ class SnapshotCache:
             return
         sequence.num_computed = length
         self.stats.host_hits += length
+
+    def move(self, sequence: Sequence, slot: int) -> bool:
+        """Bring a running sequence's cells into another slot; False: it stays where it is."""
+        assert sequence.slot is not None
+        state = self._memory.save(sequence.slot)
+        if state is None or not self._memory.restore(slot, state):
+            self._memory.drop(slot)
+            return False
+        self._memory.drop(sequence.slot)
+        sequence.slot = slot
+        return True
 
     def publish(self, sequence: Sequence, length: int, num_free: int) -> bool:
         """Make the first `length` computed tokens of a running sequence known to others."""
@@ -124,8 +136,8 @@ class SnapshotCache:
         assert self._bytes <= self._max_bytes
         assert all(sequence.num_shared == 0 for sequence in running)
 
-    def _best(self, sequence: Sequence) -> tuple[Snapshot | None, int]:
-        """Return what a sequence has most in common with, and how many tokens.
+    def _best(self, sequence: Sequence, num_free: float = math.inf) -> tuple[Snapshot | None, int]:
+        """Return what fits and a sequence has most in common with, and how many tokens.
 
         The last token is left out: it must be computed, or there were no logits to draw from.
         """
@@ -133,7 +145,7 @@ class SnapshotCache:
         longest = MIN_SHARED - 1
         limit = len(sequence.tokens) - 1
         for snapshot in self._kept:
-            if snapshot.salt != sequence.cache_salt:
+            if snapshot.salt != sequence.cache_salt or len(snapshot.tokens) > num_free:
                 continue
             length = common_length(snapshot.tokens, sequence.tokens, limit)
             if len(snapshot.tokens) - length > self._longest_cut:
