@@ -11,22 +11,27 @@ import asyncio
 import contextlib
 import dataclasses
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from bench import servers
-from bench.engine_rate import BatchedBench, RateFailed
+from bench.bare_engine import EngineFailed
+from bench.engine_rate import BatchedBench
 from bench.prompts import Prompts
 from bench.report import LAYOUTS, report
-from bench.results import Results, machine, read_results
-from bench.runner import CHURN, OVERHEAD, Runner
+from bench.results import Results, machine, merged, read_results
+from bench.runner import CHURN, DETERMINISTIC, KV_LAYOUTS, OVERHEAD, Runner
 from bench.scenarios import Scenario, scenarios
 from bench.sizes import QUICK, Sizes
 from bootstrap import model
 from bootstrap.cache import open_cache
+
+_FLAGS: dict[str, Any] = {"action": "append", "default": [], "metavar": "FLAG"}
 
 
 def main() -> int:
@@ -37,14 +42,14 @@ def main() -> int:
     try:
         if args.command == "run":
             return _run(args)
-        results = read_results(args.results)
+        results = merged([read_results(path) for path in args.results])
         if args.command == "plot":
             from bench.plots import write_plots
 
             print(*write_plots(results, args.folder), sep="\n")
         else:
             print(report(results))
-    except (servers.ServerFailed, RateFailed, msgspec.MsgspecError, OSError) as error:
+    except (servers.ServerFailed, EngineFailed, msgspec.MsgspecError, OSError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     return 0
@@ -64,24 +69,39 @@ def _run(args: argparse.Namespace) -> int:
         **dataclasses.asdict(sizes),
     }
     results = Results(machine(), settings)
-    runner = Runner(results, sizes, Prompts(args.seed))
-    chosen = args.scenario or list(LAYOUTS)
+
+    def save() -> None:
+        if args.json:
+            results.write(args.json)
+
+    runner = Runner(results, sizes, Prompts(args.seed), save)
     try:
-        asked = [scenario for scenario in scenarios(sizes) if scenario.name in chosen]
-        if asked:
-            _on_servers(args, setup, runner, asked)
-        if CHURN in chosen and not args.url:
-            asyncio.run(runner.on_churned_caches(setup))
-        if OVERHEAD in chosen:
-            peer = BatchedBench(args.batched_bench, setup) if args.batched_bench else None
-            runner.on_engine(setup, peer)
+        _ask(args, setup, runner)
     finally:  # hours of figures are worth keeping, also when the last scenario could not run
         print(file=sys.stderr)
         if results.rows:
+            save()  # counters and memory came after the last row
             print(report(results))
-            if args.json:
-                results.write(args.json)
     return 1 if results.num_failed else 0
+
+
+def _ask(args: argparse.Namespace, setup: servers.Setup, runner: Runner) -> None:
+    names = args.scenario or list(LAYOUTS)
+    if asked := [item for item in scenarios(_sizes(args)) if item.name in names]:
+        _on_servers(args, setup, runner, asked)
+    if CHURN in names and not args.url:
+        asyncio.run(runner.on_churned_caches(setup))
+    if OVERHEAD in names:
+        peers = [
+            BatchedBench(args.batched_bench, setup, flags)
+            for flags in _with_and_without(args.batched_bench_arg)
+            if args.batched_bench
+        ]
+        runner.on_engine(setup, peers)
+    if DETERMINISTIC in names and not args.url:
+        asyncio.run(runner.on_deterministic_mode(setup))
+    if KV_LAYOUTS in names:
+        runner.on_kv_layouts(setup)
 
 
 def _on_servers(
@@ -92,11 +112,19 @@ def _on_servers(
         if not targets:
             targets.append(stack.enter_context(servers.ours(setup)))
         if args.llama_server:
-            targets.append(stack.enter_context(servers.llama_server(setup, args.llama_server)))
+            for flags in _with_and_without(args.llama_server_arg):
+                server = servers.llama_server(setup, args.llama_server, flags)
+                targets.append(stack.enter_context(server))
         if args.example_server:
             example = servers.example_server(setup, args.example_server, args.mtmd_folder)
             targets.append(stack.enter_context(example))
         asyncio.run(runner.on_servers(targets, asked))
+
+
+def _with_and_without(given: list[str]) -> list[tuple[str, ...]]:
+    """Return a peer's flags: none, and those that were given for a second one."""
+    flags = tuple(flag for text in given for flag in shlex.split(text))
+    return [(), flags] if flags else [()]
 
 
 def _sizes(args: argparse.Namespace) -> Sizes:
@@ -115,9 +143,26 @@ def _parse() -> argparse.Namespace:
     table = commands.add_parser("table", help="Print the tables of a run again.")
     plot = commands.add_parser("plot", help="Plot a run: a PNG for each scenario.")
     for command in (table, plot):
-        command.add_argument("results", type=Path, help="What `run --json` wrote.")
+        command.add_argument(
+            "results",
+            nargs="+",
+            type=Path,
+            help="What `run --json` wrote. Of several files, the last that has a scenario counts.",
+        )
     plot.add_argument("folder", type=Path, help="Where the plots go.")
-    return parser.parse_args()
+    return _checked(parser, parser.parse_args())
+
+
+def _checked(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argparse.Namespace:
+    if args.command == "run":
+        for name in args.scenario:
+            if name not in LAYOUTS:
+                parser.error(f"no scenario is called {name}: choose from {', '.join(LAYOUTS)}")
+        if args.llama_server_arg and not args.llama_server:
+            parser.error("--llama-server-arg needs --llama-server")
+        if args.batched_bench_arg and not args.batched_bench:
+            parser.error("--batched-bench-arg needs --batched-bench")
+    return args
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
@@ -126,19 +171,21 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("scenario", nargs="*", metavar="SCENARIO", help=f"{', '.join(LAYOUTS)}; by default all.")
     add("--json", type=Path, help="Write all figures to this file.")
     add("--llama-server", type=Path, help="Path of a llama-server to measure beside ours.")
+    add("--llama-server-arg", **_FLAGS, help="Measure a second one, with this flag.")
     add("--example-server", type=Path, help="Path of llama-cpp-python's examples/server/server.py.")
     add("--mtmd-folder", type=Path, help="Folder with libmtmd, which the example server imports.")
     add("--batched-bench", type=Path, help="Path of a llama-batched-bench, for engine-overhead.")
+    add("--batched-bench-arg", **_FLAGS, help="Measure a second one, with this flag.")
     add("--url", action="append", default=[], help="NAME=URL: measure a running server instead.")
     add("--model", type=Path, help="GGUF file; by default the small one that `make model` fetches.")
     add("--n-ctx", type=int, default=16384, help="KV cells.")
     add("--slots", type=int, default=8, help="Sequences that are decoded together.")
     add("--threads", type=int, default=os.cpu_count(), help="Threads.")
-    add("--our-arg", action="append", default=[], help="One more flag for our server.")
+    add("--our-arg", **_FLAGS, help="One more flag for our server.")
     add("--seed", type=int, default=1, help="Prompts are drawn from it.")
     add("--quick", action="store_true", help="One small round: to see that all of it works.")
     for item in dataclasses.fields(Sizes):
-        kind = _numbers if item.name == "clients" else int
+        kind = int if isinstance(item.default, int) else _numbers
         flag = f"--{item.name.replace('_', '-')}"
         add(flag, type=kind, default=argparse.SUPPRESS, help=f"Size, {item.default} by default.")
     parser.set_defaults(**{item.name: None for item in dataclasses.fields(Sizes)})

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from bench.engine_rate import BATCHED_BENCH
 from bench.figures import Outcome, spread
 from bench.results import Results
-from bench.runner import CHURN, COLD, OVERHEAD
+from bench.runner import CHURN, COLD, DEFAULT_MODE, DETERMINISTIC, KV_LAYOUTS, OVERHEAD
 from bench.servers import LLAMA_SERVER
+from bench.step_times import SETTINGS
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,16 @@ LAYOUTS = {
         "Decode rate of the engine without HTTP",
         (Column("decode_tokens_per_second", "tok/s", True, 1),),
         peer=BATCHED_BENCH,
+    ),
+    DETERMINISTIC: Layout(
+        "The cost of deterministic mode",
+        (_RATE, _TTFT, _TTFT_P95, _ITL, _ITL_P99),
+        peer=DEFAULT_MODE,
+    ),
+    KV_LAYOUTS: Layout(
+        "A step in which all sequences decode, under several settings",
+        (Column("step_ms", "ms a step", True, 1),),
+        peer=SETTINGS[0],
     ),
 }
 

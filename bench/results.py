@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import importlib.metadata
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,13 +61,33 @@ class Results:
         return sum(row.outcome.num_failed for row in self.rows)
 
     def write(self, path: Path) -> None:
-        """Write everything as JSON."""
-        path.write_bytes(msgspec.json.format(msgspec.json.encode(self)) + b"\n")
+        """Write everything as JSON; whoever reads the file meanwhile finds it whole."""
+        new = path.with_name(f"{path.name}.new")
+        new.write_bytes(msgspec.json.format(msgspec.json.encode(self)) + b"\n")
+        new.replace(path)
 
 
 def read_results(path: Path) -> Results:
     """Read what `Results.write` wrote; raises msgspec.DecodeError, OSError."""
     return msgspec.json.decode(path.read_bytes(), type=Results)
+
+
+def merged(runs: Sequence[Results]) -> Results:
+    """Return several runs as one: of each scenario, what the last run that asked it gave."""
+    machines = "\n".join(dict.fromkeys(run.machine for run in runs))
+    whole = Results(machines, runs[-1].settings)
+    for run in runs:
+        asked = set(run.scenarios)
+        whole.rows = [row for row in whole.rows if row.scenario not in asked] + run.rows
+        for name in asked:
+            whole.counters.pop(name, None)
+            whole.notes.pop(name, None)
+        whole.counters |= run.counters
+        whole.notes |= run.notes
+        for server, moments in run.memory_mib.items():
+            whole.memory_mib.setdefault(server, {}).update(moments)
+        whole.client_percent = max(whole.client_percent, run.client_percent)
+    return whole
 
 
 def machine() -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from bench import metrics, servers
-from bench.engine_rate import BATCHED_BENCH, ENGINE, BatchedBench, engine_rate
+from bench.engine_rate import BatchedBench, OurEngine
 from bench.figures import Outcome
 from bench.load import Client, Request
 from bench.prompts import Prompts
@@ -17,10 +18,14 @@ from bench.results import Results, Row
 from bench.scenarios import Distinct, Scenario
 from bench.servers import Setup, Target
 from bench.sizes import Sizes
+from bench.step_times import SETTINGS, step_times
 
 CHURN = "churned-cache"
+DETERMINISTIC = "deterministic"
 OVERHEAD = "engine-overhead"
+KV_LAYOUTS = "kv-layouts"
 COLD, CHURNED = "ours, just started", "ours, caches churned"
+DEFAULT_MODE, DETERMINISTIC_MODE = "ours, default mode", "ours, --deterministic"
 _CHURN_WORDS = 400
 _CHURN_CLIENTS = 4
 
@@ -31,10 +36,14 @@ _Item = TypeVar("_Item")
 class Runner:
     """Runs scenarios and keeps what they gave; owner: one run of the benchmark."""
 
-    def __init__(self, results: Results, sizes: Sizes, prompts: Prompts) -> None:
+    def __init__(
+        self, results: Results, sizes: Sizes, prompts: Prompts, save: Callable[[], None]
+    ) -> None:
+        """`save` is called with every new row in `results`: a run that is cut off keeps them."""
         self._results = results
         self._sizes = sizes
         self._prompts = prompts
+        self._save = save
 
     async def on_servers(self, targets: Sequence[Target], scenarios: Sequence[Scenario]) -> None:
         """Ask running servers."""
@@ -68,26 +77,43 @@ class Runner:
             )
             self._note_memory([churned], "at the end")
 
-    def on_engine(self, setup: Setup, peer: BatchedBench | None) -> None:
+    async def on_deterministic_mode(self, setup: Setup) -> None:
+        """Ask our server with its defaults, and beside it one in deterministic mode.
+
+        At most as many clients as slots: beyond, both only queue.
+        """
+        clients = tuple(count for count in self._sizes.clients if count <= setup.num_slots)
+        load = Distinct(dataclasses.replace(self._sizes, clients=clients), DETERMINISTIC)
+        exact = dataclasses.replace(setup, our_args=(*setup.our_args, "--deterministic"))
+        with (
+            servers.ours(setup, DEFAULT_MODE) as default,
+            servers.ours(exact, DETERMINISTIC_MODE) as deterministic,
+        ):
+            await self.on_servers([default, deterministic], [load])
+
+    def on_engine(self, setup: Setup, peers: Sequence[BatchedBench]) -> None:
         """Measure the decode rate of the engine without HTTP, beside llama-batched-bench."""
         steps = self._sizes.decode_steps
+        engines: list[BatchedBench | OurEngine] = [*peers, OurEngine(setup)]
         for turn in range(self._sizes.rounds):
             for count in self._sizes.clients:
-                for name in in_turn([BATCHED_BENCH, ENGINE] if peer else [ENGINE], turn):
-                    if peer is not None and name == BATCHED_BENCH:
-                        rate = peer.rate(count, steps)
-                    else:
-                        rate = engine_rate(setup, count, steps, seed=turn)
+                for engine in in_turn(engines, turn):
+                    rate = engine.rate(count, steps, seed=turn)
                     outcome = Outcome({"decode_tokens_per_second": rate})
-                    self._add(
-                        Row(
-                            OVERHEAD,
-                            f"{count} sequence{'s' if count > 1 else ''}",
-                            name,
-                            turn,
-                            outcome,
-                        )
-                    )
+                    self._add(Row(OVERHEAD, _sequences(count), engine.name, turn, outcome))
+
+    def on_kv_layouts(self, setup: Setup) -> None:
+        """Measure a decode step of the engine without HTTP under each setting."""
+        sizes = self._sizes
+        counts = sorted(set(sizes.clients))
+        for turn in range(sizes.rounds):
+            for length in sizes.contexts:
+                for setting in in_turn(SETTINGS, turn):
+                    times = step_times(setup, setting, length, counts, sizes.layout_steps, turn)
+                    for count, milliseconds in times.items():
+                        case = f"{_sequences(count)} of {length} tokens"
+                        outcome = Outcome({"step_ms": milliseconds})
+                        self._add(Row(KV_LAYOUTS, case, setting, turn, outcome))
 
     async def _measure(self, scenario: Scenario, case: str, target: Target, turn: int) -> None:
         cpu, began = time.process_time(), time.perf_counter()
@@ -125,6 +151,7 @@ class Runner:
 
     def _add(self, row: Row) -> None:
         self._results.rows.append(row)
+        self._save()
         say("!" if row.outcome.errors else ".")
 
 
@@ -132,6 +159,10 @@ def in_turn(items: Sequence[_Item], turn: int) -> list[_Item]:
     """Return the items, a different one first in each round: none always follows the same."""
     first = turn % len(items)
     return [*items[first:], *items[:first]]
+
+
+def _sequences(count: int) -> str:
+    return f"{count} sequence{'s' if count > 1 else ''}"
 
 
 def say(text: str) -> None:

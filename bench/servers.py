@@ -12,7 +12,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,6 +39,11 @@ class Setup:
     num_slots: int
     num_threads: int
     our_args: tuple[str, ...] = ()
+
+    @property
+    def engine_flags(self) -> tuple[str, ...]:
+        """What our engine is told besides its sizes."""
+        return (f"--n_threads={self.num_threads}", *self.our_args)
 
 
 @dataclass(frozen=True)
@@ -84,23 +89,24 @@ def ours(setup: Setup, name: str = OURS) -> Iterator[Target]:
         *(f"--model_name={MODEL_NAME}", "--http_host=127.0.0.1", f"--http_port={port}"),
         *("--enable_grpc=false", "--drain_delay_seconds=0", "--log_level=warning"),
         *(f"--n_ctx={setup.n_ctx}", f"--max_sequences={setup.num_slots}"),
-        *(f"--n_threads={setup.num_threads}", *setup.our_args),
+        *setup.engine_flags,
     ]
     with _running(name, command, f"http://127.0.0.1:{port}/v1/models/{MODEL_NAME}") as pid:
         yield Target(name, f"http://127.0.0.1:{port}/v1", pid=pid)
 
 
 @contextlib.contextmanager
-def llama_server(setup: Setup, binary: Path) -> Iterator[Target]:
-    """Run llama.cpp's own server."""
-    port = _free_port()
+def llama_server(setup: Setup, binary: Path, flags: tuple[str, ...] = ()) -> Iterator[Target]:
+    """Run llama.cpp's own server; `flags` are in its name."""
+    name, port = with_flags(LLAMA_SERVER, flags), _free_port()
     command = [
         *(str(binary), "-m", str(setup.model_path), "--host", "127.0.0.1", "--port", str(port)),
         *("-np", str(setup.num_slots), "-c", str(setup.n_ctx), "--kv-unified"),
         *("-t", str(setup.num_threads), "-tb", str(setup.num_threads), "--no-webui"),
+        *flags,
     ]
-    with _running(LLAMA_SERVER, command, f"http://127.0.0.1:{port}/health") as pid:
-        yield Target(LLAMA_SERVER, f"http://127.0.0.1:{port}/v1", pid=pid)
+    with _running(name, command, f"http://127.0.0.1:{port}/health") as pid:
+        yield Target(name, f"http://127.0.0.1:{port}/v1", pid=pid)
 
 
 @contextlib.contextmanager
@@ -132,6 +138,11 @@ def example_server(setup: Setup, script: Path, mtmd_folder: Path | None) -> Iter
         with _running(EXAMPLE_SERVER, command, f"{url}/healthz", environment) as pid:
             endless = {"logit_bias": dict.fromkeys(_control_tokens(setup.model_path), -100)}
             yield Target(EXAMPLE_SERVER, f"{url}/v1", pid=pid, endless=endless)
+
+
+def with_flags(name: str, flags: Sequence[str]) -> str:
+    """Return how a program with these flags is called in tables."""
+    return " ".join([name, *flags])
 
 
 def _control_tokens(model_path: Path) -> list[str]:

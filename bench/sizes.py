@@ -22,6 +22,8 @@ class Sizes:
     lone_requests: int = 100
     churn_prompts: int = 400
     decode_steps: int = 64
+    layout_steps: int = 16
+    contexts: tuple[int, ...] = (150, 900)
 
     @property
     def lone_requests_a_round(self) -> int:
@@ -40,4 +42,6 @@ QUICK = Sizes(
     lone_requests=4,
     churn_prompts=8,
     decode_steps=16,
+    layout_steps=8,
+    contexts=(50, 150),
 )

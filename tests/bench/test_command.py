@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from bench.engine_rate import ENGINE
 from bench.results import read_results
-from bench.runner import ENGINE, OVERHEAD
+from bench.runner import KV_LAYOUTS, OVERHEAD
 from bench.servers import OURS
+from bench.step_times import SETTINGS
 
 SMALL = ["--rounds=1", "--clients=1", "--requests=2", "--max-tokens=4", "--decode-steps=4"]
 
@@ -34,6 +36,35 @@ def test_a_small_run(model_path: Path, tmp_path: Path) -> None:
     assert any("prefix_cache" in name for name in results.counters["distinct"])
     assert bench("table", str(file)).stdout == printed
     assert len(bench("plot", str(file), str(tmp_path)).stdout.splitlines()) == 2
+
+
+@pytest.mark.model
+@pytest.mark.timeout(300)
+def test_steps_under_each_setting(model_path: Path, tmp_path: Path) -> None:
+    """A row for each number of sequences and each setting of our engine."""
+    file = tmp_path / "results.json"
+    sizes = ["--rounds=1", "--clients=1,2", "--contexts=20", "--layout-steps=3"]
+    bench("run", KV_LAYOUTS, *sizes, f"--model={model_path}", f"--json={file}")
+    layouts = read_results(file).by_case(KV_LAYOUTS)
+    assert list(layouts) == [
+        (case, setting)
+        for case in ("1 sequence of 20 tokens", "2 sequences of 20 tokens")
+        for setting in SETTINGS
+    ]
+    assert all(outcome.figures["step_ms"] > 0 for [outcome] in layouts.values())
+
+
+@pytest.mark.parametrize(
+    ("args", "complaint"),
+    [
+        (["distincts"], "no scenario is called distincts: choose from distinct, "),
+        (["--llama-server-arg=--flash-attn off"], "--llama-server-arg needs --llama-server"),
+        (["--batched-bench-arg=-fa off"], "--batched-bench-arg needs --batched-bench"),
+    ],
+)
+def test_what_cannot_be_measured(args: list[str], complaint: str) -> None:
+    """A flag or a name that would do nothing is refused before hours of measuring."""
+    assert complaint in bench("run", *args, status=2).stderr
 
 
 def test_a_file_that_holds_no_results(tmp_path: Path) -> None:

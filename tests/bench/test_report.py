@@ -9,9 +9,10 @@ import pytest
 from bench.figures import Outcome
 from bench.plots import write_plots
 from bench.report import LAYOUTS, report, scenario_table
-from bench.results import Results, Row, read_results
-from bench.runner import CHURN, COLD, OVERHEAD
+from bench.results import Results, Row, merged, read_results
+from bench.runner import CHURN, COLD, DEFAULT_MODE, DETERMINISTIC, KV_LAYOUTS, OVERHEAD
 from bench.servers import LLAMA_SERVER, OURS
+from bench.step_times import SETTINGS
 
 
 def results(*rows: Row) -> Results:
@@ -81,7 +82,12 @@ def every_scenario() -> Results:
     for name, layout in LAYOUTS.items():
         figures = {column.figure: 5.0 for column in layout.columns}
         outcome = Outcome(figures, 1, ttfts=[4.0, 6.0])
-        servers = {CHURN: [COLD, "churned"], OVERHEAD: [OURS]}.get(name, [OURS, LLAMA_SERVER])
+        servers = {
+            CHURN: [COLD, "churned"],
+            OVERHEAD: [OURS],
+            DETERMINISTIC: [DEFAULT_MODE],
+            KV_LAYOUTS: list(SETTINGS),
+        }.get(name, [OURS, LLAMA_SERVER])
         rows += [
             Row(name, case, server, turn, outcome)
             for case in ("a", "b")
@@ -97,6 +103,23 @@ def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
     given = every_scenario()
     given.write(tmp_path / "results.json")
     assert read_results(tmp_path / "results.json") == given
+
+
+def test_of_several_runs_the_last_that_asked_counts() -> None:
+    """Scenario by scenario, its counters and notes included; memory is that of every moment."""
+    long, again = results(rate(OURS, 0, 80.0)), results(rate(OURS, 0, 90.0), rate(OURS, 1, 92.0))
+    long.rows.append(Row("chats", "8 users", OURS, 0, Outcome({"tokens_per_second": 50.0})))
+    long.counters = {"distinct": {"hits": 1.0}, "chats": {"hits": 2.0}}
+    long.notes = {"distinct": "of the long run"}
+    long.memory_mib = {OURS: {"at the start": 300.0, "after chats": 400.0}}
+    again.counters = {"distinct": {"hits": 3.0}}
+    again.memory_mib = {OURS: {"at the start": 310.0}}
+    whole = merged([long, again])
+    assert [row.outcome.figures["tokens_per_second"] for row in whole.rows] == [50.0, 90.0, 92.0]
+    assert whole.counters == {"distinct": {"hits": 3.0}, "chats": {"hits": 2.0}}
+    assert whole.notes == {}
+    assert whole.memory_mib == {OURS: {"at the start": 310.0, "after chats": 400.0}}
+    assert whole.machine == "a machine"
 
 
 def test_each_scenario_has_its_plot(tmp_path: Path) -> None:
