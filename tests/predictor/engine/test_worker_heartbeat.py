@@ -9,15 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-from kserve_llamacpp.engine.frames import (
-    FrameReader,
-    SamplingParams,
-    Started,
-    Step,
-    Submit,
-    decode_report,
-    encode,
-)
+from bench.bare_engine import read_reports
+from kserve_llamacpp.engine.frames import SamplingParams, Started, Step, Submit, encode
 
 _WORKER = """
 import socket, sys, time
@@ -47,11 +40,10 @@ def test_a_long_text_is_no_silence() -> None:
         ours.settimeout(20)
         ours.sendall(encode(Submit(1, "r", "x" * 20_000, 1, SamplingParams())))
         times = []
-        reader = FrameReader()
-        while True:
-            steps = [decode_report(payload) for payload in reader.feed(ours.recv(1 << 16))]
-            times += [time.monotonic()] * len(steps)
-            if any(isinstance(e, Started) for s in steps if isinstance(s, Step) for e in s.events):
+        for report in read_reports(ours):
+            times.append(time.monotonic())
+            assert isinstance(report, Step)
+            if any(isinstance(event, Started) for event in report.events):
                 break
     assert worker.wait(10) == 0
     assert len(times) >= 4
