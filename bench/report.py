@@ -14,12 +14,21 @@ from bench.step_times import SETTINGS
 
 @dataclass(frozen=True)
 class Column:
-    """A figure in a table; a headline comes with its spread, its ratio and a plot."""
+    """A figure in a table; a headline comes with its spread, its ratio and a plot.
+
+    `axis` is its title in the plot, where there is room to say what it is.
+    """
 
     figure: str
     title: str
     is_headline: bool = False
     digits: int = 0
+    axis: str | None = None
+
+    @property
+    def better(self) -> str:
+        """Which values are better: of rates the higher, of times the lower ones."""
+        return "higher" if self.figure.endswith("per_second") else "lower"
 
 
 @dataclass(frozen=True)
@@ -32,8 +41,8 @@ class Layout:
     is_pooled: bool = False
 
 
-_RATE = Column("tokens_per_second", "tok/s", is_headline=True, digits=1)
-_TTFT = Column("ttft_p50", "TTFT p50 ms", is_headline=True)
+_RATE = Column("tokens_per_second", "tok/s", True, 1, "Tokens a second")
+_TTFT = Column("ttft_p50", "TTFT p50 ms", True, axis="Time to first token, median, ms")
 _TTFT_P95 = Column("ttft_p95", "TTFT p95 ms")
 _ITL = Column("itl_p50", "ITL p50 ms", digits=1)
 _ITL_P99 = Column("itl_p99", "ITL p99 ms", digits=1)
@@ -47,8 +56,15 @@ LAYOUTS = {
     "long-prompt": Layout(
         "A long prompt arrives while others decode",
         (
-            Column("longest_gap", "longest gap ms", is_headline=True),
-            Column("ttft_p50", "TTFT of the long one ms", is_headline=True),
+            Column(
+                "longest_gap", "longest gap ms", True, axis="Longest gap between two tokens, ms"
+            ),
+            Column(
+                "ttft_p50",
+                "TTFT of the long one ms",
+                True,
+                axis="First token of the long prompt, ms",
+            ),
             Column("prompt_tokens", "its tokens"),
         ),
     ),
@@ -56,7 +72,12 @@ LAYOUTS = {
     "tenants": Layout(
         "Tenant B with one client beside tenant A with many (B's figures)",
         (
-            Column("ttft_p95", "TTFT p95 ms", is_headline=True),
+            Column(
+                "ttft_p95",
+                "TTFT p95 ms",
+                True,
+                axis="Time to first token of B, 95th percentile, ms",
+            ),
             Column("ttft_p50", "TTFT p50 ms"),
             Column("itl_p50", "step ms", digits=1),
             Column("crowd_tokens_per_second", "A's tok/s", digits=1),
@@ -67,7 +88,13 @@ LAYOUTS = {
     CHURN: Layout(
         "Distinct prompts on caches that have evicted",
         (
-            Column("stream_tokens_per_second", "tok/s a stream", True, 1),
+            Column(
+                "stream_tokens_per_second",
+                "tok/s a stream",
+                True,
+                1,
+                "Tokens a second of a stream while it decodes",
+            ),
             Column("tokens_per_second", "tok/s", digits=1),
             _TTFT,
             _ITL,
@@ -76,7 +103,7 @@ LAYOUTS = {
     ),
     OVERHEAD: Layout(
         "Decode rate of the engine without HTTP",
-        (Column("decode_tokens_per_second", "tok/s", True, 1),),
+        (Column("decode_tokens_per_second", "tok/s", True, 1, "Tokens a second, decode"),),
         peer=BATCHED_BENCH,
     ),
     DETERMINISTIC: Layout(
@@ -86,7 +113,7 @@ LAYOUTS = {
     ),
     KV_LAYOUTS: Layout(
         "A step in which all sequences decode, under several settings",
-        (Column("step_ms", "ms a step", True, 1),),
+        (Column("step_ms", "ms a step", True, 1, "Milliseconds of a step"),),
         peer=SETTINGS[0],
     ),
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench.figures import Outcome
-from bench.plots import write_plots
+from bench.plots import colours_of, write_plots
 from bench.report import LAYOUTS, report, scenario_table
 from bench.results import Results, Row, merged, read_results
 from bench.runner import CHURN, COLD, DEFAULT_MODE, DETERMINISTIC, KV_LAYOUTS, OVERHEAD
@@ -127,6 +127,22 @@ def test_each_scenario_has_its_plot(tmp_path: Path) -> None:
     paths = write_plots(every_scenario(), tmp_path / "images")
     assert [path.name for path in paths] == [f"{name}.png" for name in LAYOUTS]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+
+
+def test_a_scenario_in_which_all_failed_has_its_plot(tmp_path: Path) -> None:
+    """An empty one, beside the others' plots."""
+    failed = Row("chats", "8 users", OURS, 0, Outcome({}, 1, {"timeout": 1}))
+    assert len(write_plots(results(rate(OURS, 0, 80.0), failed), tmp_path)) == 2
+
+
+def test_a_server_has_its_colour_in_every_plot() -> None:
+    """Whoever stands beside it, and no two in a plot have the same."""
+    second, third = f"{LLAMA_SERVER} --flash-attn off", "--kv_cache=other"
+    alone = colours_of([LLAMA_SERVER])
+    beside = colours_of([OURS, third, LLAMA_SERVER, second, "another"])
+    assert beside[LLAMA_SERVER] == alone[LLAMA_SERVER]
+    assert colours_of([second])[second] == beside[second]
+    assert len(set(beside.values())) == len(beside)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
