@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import tempfile
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -29,10 +31,38 @@ from kserve_llamacpp.served_model import worker_options
 _SECONDS = 300.0  # of silence
 _EXIT_SECONDS = 20.0
 _LOG_BYTES = 2000
+_READ_BYTES = 1 << 16
 
 
 class EngineFailed(Exception):
     """An engine did not load, was silent or is gone; the text says why, with its log's end."""
+
+
+class Reports(Iterator[Report]):
+    """What an engine reports, one after another, until it closes its end; owner: one thread."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._reader = FrameReader()
+        self._read: deque[Report] = deque()
+
+    def __next__(self) -> Report:
+        """Wait for the next report; raises OSError when none comes in the socket's time."""
+        while not self._read:
+            if not (data := self._sock.recv(_READ_BYTES)):
+                raise StopIteration
+            self._read += [decode_report(payload) for payload in self._reader.feed(data)]
+        return self._read.popleft()
+
+    def drop(self) -> None:
+        """Drop the reports that have come and were not asked for."""
+        self._read.clear()
+        seconds = self._sock.gettimeout()
+        self._sock.settimeout(0)
+        with contextlib.suppress(BlockingIOError):
+            while data := self._sock.recv(_READ_BYTES):
+                self._reader.feed(data)
+        self._sock.settimeout(seconds)
 
 
 class BareEngine:
@@ -42,7 +72,7 @@ class BareEngine:
         self._sock = sock
         self._process = process
         self._log = log
-        self._reports = read_reports(sock)
+        self._reports = Reports(sock)
 
     @property
     def exit_status(self) -> int | None:
@@ -61,6 +91,19 @@ class BareEngine:
         while not isinstance(report := self._next_report(), Step):
             pass
         return report
+
+    @contextlib.contextmanager
+    def awake(self) -> Iterator[None]:
+        """Let the process run in the block; behind it, it stands still with all that it holds.
+
+        The first report in the block may be that of a step in whose middle it stood still.
+        """
+        self._reports.drop()
+        self._process.send_signal(signal.SIGCONT)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGSTOP)
 
     def wait_until_loaded(self) -> None:
         """Wait until the engine takes requests; raises EngineFailed."""
@@ -112,6 +155,7 @@ def bare_engine(
             yield engine
         finally:
             ours.close()  # an engine leaves by this
+            process.send_signal(signal.SIGCONT)
             try:
                 process.wait(_EXIT_SECONDS)
             except subprocess.TimeoutExpired:
@@ -126,10 +170,3 @@ def engine_options(model_path: Path, *flags: str) -> str:
     parser.set_defaults(model_name="bare", http_port=0, workers=1)  # KServe's flags
     given = [f"--model_dir={model_path}", "--log_level=error", *flags]
     return worker_options(read_config(parser.parse_args(given)))
-
-
-def read_reports(sock: socket.socket) -> Iterator[Report]:
-    """Yield what an engine reports, until it closes its end."""
-    reader = FrameReader()
-    while data := sock.recv(1 << 16):
-        yield from [decode_report(payload) for payload in reader.feed(data)]

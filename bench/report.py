@@ -124,7 +124,9 @@ def report(results: Results) -> str:
     parts = [results.machine]
     parts += [scenario_table(results, name) for name in results.scenarios]
     parts += [_memory_table(results)] if results.memory_mib else []
-    parts.append(f"The load generator took at most {results.client_percent:.0f} % of one core.")
+    if results.client_percent:
+        share = f"{results.client_percent:.0f} %"
+        parts.append(f"The load generator took at most {share} of one core.")
     return "\n\n".join(parts)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from bench.results import Results, Row
 from bench.scenarios import Distinct, Scenario
 from bench.servers import Setup, Target
 from bench.sizes import Sizes
-from bench.step_times import SETTINGS, step_times
+from bench.step_times import Stepper, steppers
 
 CHURN = "churned-cache"
 DETERMINISTIC = "deterministic"
@@ -103,17 +104,25 @@ class Runner:
                     self._add(Row(OVERHEAD, _sequences(count), engine.name, turn, outcome))
 
     def on_kv_layouts(self, setup: Setup) -> None:
-        """Measure a decode step of the engine without HTTP under each setting."""
+        """Measure a decode step of the engine without HTTP under each setting.
+
+        A prompt is prefilled once for all rounds: one engine stands still while another is asked.
+        """
         sizes = self._sizes
         counts = sorted(set(sizes.clients))
-        for turn in range(sizes.rounds):
-            for length in sizes.contexts:
-                for setting in in_turn(SETTINGS, turn):
-                    times = step_times(setup, setting, length, counts, sizes.layout_steps, turn)
-                    for count, milliseconds in times.items():
-                        case = f"{_sequences(count)} of {length} tokens"
-                        outcome = Outcome({"step_ms": milliseconds})
-                        self._add(Row(KV_LAYOUTS, case, setting, turn, outcome))
+        num_steps = len(counts) * sizes.rounds * (sizes.layout_steps + 2)
+        for length in sizes.contexts:
+            with steppers(setup, length, counts[-1], num_steps, seed=length) as engines:
+                for before, count in itertools.pairwise((0, *counts)):
+                    for engine in engines.values():
+                        engine.add(count - before)
+                    self._take_steps(engines, f"{_sequences(count)} of {length} tokens")
+
+    def _take_steps(self, engines: dict[str, Stepper], case: str) -> None:
+        for turn in range(self._sizes.rounds):
+            for setting in in_turn(list(engines), turn):
+                milliseconds = engines[setting].milliseconds(self._sizes.layout_steps)
+                self._add(Row(KV_LAYOUTS, case, setting, turn, Outcome({"step_ms": milliseconds})))
 
     async def _measure(self, scenario: Scenario, case: str, target: Target, turn: int) -> None:
         cpu, began = time.process_time(), time.perf_counter()

@@ -22,7 +22,7 @@ class Sizes:
     lone_requests: int = 100
     churn_prompts: int = 400
     decode_steps: int = 64
-    layout_steps: int = 16
+    layout_steps: int = 3
     contexts: tuple[int, ...] = (150, 900)
 
     @property
@@ -42,6 +42,6 @@ QUICK = Sizes(
     lone_requests=4,
     churn_prompts=8,
     decode_steps=16,
-    layout_steps=8,
+    layout_steps=2,
     contexts=(50, 150),
 )

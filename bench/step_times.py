@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator
 
-from bench.bare_engine import bare_engine, engine_options
+from bench.bare_engine import BareEngine, bare_engine, engine_options
 from bench.decoding import Decoding
 from bench.servers import Setup
 
@@ -13,27 +14,48 @@ from bench.servers import Setup
 SETTINGS: tuple[str, ...] = ("--kv_cache=unified", "--kv_cache=split")
 _PREFILL_STEPS = 256  # steps that a sequence may decode while those behind it are prefilled
 _ALIGNMENT = 256  # cells of a sequence: llama.cpp rounds up to it
-# prompts are prefilled in whole batches, so that the first sequence is hardly longer than the last
-_PREFILL = "--target_step_ms=5000"
+# Prompts are prefilled in whole batches, so that the first sequence is hardly longer than the last.
+_PREFILL = ("--target_step_ms=5000", "--host_cache_mib=0")
 
 
-def step_times(
-    setup: Setup, setting: str, num_tokens: int, counts: Sequence[int], num_steps: int, seed: int
-) -> dict[int, float]:
-    """Return the milliseconds of a step by the number of sequences, as a median.
+class Stepper:
+    """Sequences in an engine that stands still except while it is asked; owner: one thread."""
 
-    The sequences begin with so many tokens, and stay when others are added: `counts` rises. All
-    run in one fresh process, in which nothing else lies in the KV cache. Raises EngineFailed.
+    def __init__(self, engine: BareEngine, num_tokens: int, max_tokens: int, seed: int) -> None:
+        """Each sequence begins with `num_tokens` tokens, and may get `max_tokens` more."""
+        self._engine = engine
+        self._decoding = Decoding(engine, seed)
+        self._num_tokens = num_tokens
+        self._max_tokens = max_tokens
+
+    def add(self, num_sequences: int) -> None:
+        """Let sequences be prefilled and join those that decode; raises EngineFailed."""
+        with self._engine.awake():
+            self._decoding.add(num_sequences, self._num_tokens, self._max_tokens)
+
+    def milliseconds(self, num_steps: int) -> float:
+        """Return how long a step takes, the median of some; raises EngineFailed."""
+        with self._engine.awake():
+            self._decoding.step()  # it stood still in the middle of this one
+            steps = [self._decoding.step().stats.step_seconds for _ in range(num_steps)]
+        return 1000 * statistics.median(steps)
+
+
+@contextlib.contextmanager
+def steppers(
+    setup: Setup, num_tokens: int, max_sequences: int, num_steps: int, seed: int
+) -> Iterator[dict[str, Stepper]]:
+    """Run an engine under each setting, with cells for so many sequences that take so many steps.
+
+    Nothing but these sequences ever lies in an engine's KV cache. Raises EngineFailed.
     """
-    most = max(counts)
-    length = num_tokens + _PREFILL_STEPS + len(counts) * num_steps
-    n_ctx = most * -(-length // _ALIGNMENT) * _ALIGNMENT
-    flags = (f"--n_ctx={n_ctx}", f"--max_sequences={most}", _PREFILL, *setup.engine_flags)
-    times = {}
-    with bare_engine(engine_options(setup.model_path, *flags, *setting.split())) as engine:
-        decoding = Decoding(engine, seed)
-        for before, count in zip((0, *counts), counts, strict=False):
-            decoding.add(count - before, num_tokens, length - num_tokens)
-            steps = [decoding.step().stats.step_seconds for _ in range(num_steps)]
-            times[count] = 1000 * statistics.median(steps)
-    return times
+    cells = num_tokens + _PREFILL_STEPS + num_steps
+    n_ctx = max_sequences * -(-cells // _ALIGNMENT) * _ALIGNMENT
+    flags = (f"--n_ctx={n_ctx}", f"--max_sequences={max_sequences}", *_PREFILL)
+    with contextlib.ExitStack() as stack:
+        found = {}
+        for setting in SETTINGS:
+            own = (*flags, *setup.engine_flags, *setting.split())
+            engine = stack.enter_context(bare_engine(engine_options(setup.model_path, *own)))
+            found[setting] = Stepper(engine, num_tokens, cells - num_tokens, seed)
+        yield found

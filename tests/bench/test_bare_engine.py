@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import psutil
@@ -9,6 +10,7 @@ import pytest
 
 from bench.bare_engine import EngineFailed, bare_engine, engine_options
 from bench.decoding import Decoding
+from bench.step_times import Stepper
 
 SIZES = ("--n_ctx=256", "--n_threads=1", "--max_sequences=2", "--n_batch=64")
 
@@ -47,3 +49,21 @@ def test_only_steps_in_which_all_decode_are_measured(model_path: Path) -> None:
             assert stats.step_seconds > 0
         with pytest.raises(EngineFailed, match="ended before"):
             [decoding.step() for _ in range(30)]
+
+
+@pytest.mark.model
+def test_an_engine_stands_still_while_it_is_not_asked(model_path: Path) -> None:
+    """It takes no time on the cores, goes on where it was, and leaves at the end."""
+    with bare_engine(engine_options(model_path, *SIZES)) as engine:
+        [child] = psutil.Process().children()
+        stepper = Stepper(engine, num_tokens=20, max_tokens=200, seed=1)
+        stepper.add(2)
+        with engine.awake():
+            time.sleep(0.02)  # so that it is stopped in the middle of a step
+        time.sleep(0.1)
+        before = child.cpu_times()
+        time.sleep(1)
+        assert child.status() == psutil.STATUS_STOPPED
+        assert child.cpu_times() == before
+        assert 0 < stepper.milliseconds(1) < 1000, "the pause is no part of a step"
+    assert engine.exit_status == 0

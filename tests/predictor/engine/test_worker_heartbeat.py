@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from bench.bare_engine import read_reports
+from bench.bare_engine import Reports
 from kserve_llamacpp.engine.frames import SamplingParams, Started, Step, Submit, encode
 
 _WORKER = """
@@ -40,7 +40,7 @@ def test_a_long_text_is_no_silence() -> None:
         ours.settimeout(20)
         ours.sendall(encode(Submit(1, "r", "x" * 20_000, 1, SamplingParams())))
         times = []
-        for report in read_reports(ours):
+        for report in Reports(ours):
             times.append(time.monotonic())
             assert isinstance(report, Step)
             if any(isinstance(event, Started) for event in report.events):
