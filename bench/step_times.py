@@ -11,9 +11,10 @@ from bench.decoding import Decoding
 from bench.servers import Setup
 
 # Each is measured beside the others; blanks part its flags. Ratios are to the first.
-SETTINGS: tuple[str, ...] = ("--kv_cache=unified", "--kv_cache=split")
+SETTINGS: tuple[str, ...] = ("--kv_cache=unified", "--kv_cache=split", "--kv_cache=split+pool")
 _PREFILL_STEPS = 256  # steps that a sequence may decode while those behind it are prefilled
 _ALIGNMENT = 256  # cells of a sequence: llama.cpp rounds up to it
+_SPARE = 2  # split+pool gives the slots one half; nobody is to move while steps are measured
 # Prompts are prefilled in whole batches, so that the first sequence is hardly longer than the last.
 _PREFILL = ("--target_step_ms=5000", "--host_cache_mib=0")
 
@@ -50,7 +51,7 @@ def steppers(
     Nothing but these sequences ever lies in an engine's KV cache. Raises EngineFailed.
     """
     cells = num_tokens + _PREFILL_STEPS + num_steps
-    n_ctx = max_sequences * -(-cells // _ALIGNMENT) * _ALIGNMENT
+    n_ctx = _SPARE * max_sequences * -(-cells // _ALIGNMENT) * _ALIGNMENT
     flags = (f"--n_ctx={n_ctx}", f"--max_sequences={max_sequences}", *_PREFILL)
     with contextlib.ExitStack() as stack:
         found = {}
