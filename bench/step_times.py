@@ -16,7 +16,7 @@ _PREFILL_STEPS = 256  # steps that a sequence may decode while those behind it a
 _ALIGNMENT = 256  # cells of a sequence: llama.cpp rounds up to it
 _SPARE = 2  # split+pool gives the slots one half; nobody is to move while steps are measured
 # Prompts are prefilled in whole batches, so that the first sequence is hardly longer than the last.
-_PREFILL = ("--target_step_ms=5000", "--host_cache_mib=0")
+_PREFILL = ("--target_step_ms=60000", "--host_cache_mib=0")
 
 
 class Stepper:
