@@ -75,6 +75,11 @@ class BareEngine:
         self._reports = Reports(sock)
 
     @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    @property
     def exit_status(self) -> int | None:
         """The process's exit status, None while it runs."""
         return self._process.poll()

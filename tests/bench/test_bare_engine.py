@@ -30,8 +30,7 @@ def test_a_model_that_cannot_be_loaded(tmp_path: Path) -> None:
 def test_an_engine_that_dies(model_path: Path) -> None:
     """Who waits for it is told, instead of waiting on."""
     with bare_engine(engine_options(model_path, *SIZES)) as engine:
-        [child] = psutil.Process().children()
-        child.kill()
+        psutil.Process(engine.pid).kill()
         with pytest.raises(EngineFailed, match="the engine ended"):
             engine.next_step()
     assert engine.exit_status == -9
@@ -55,15 +54,15 @@ def test_only_steps_in_which_all_decode_are_measured(model_path: Path) -> None:
 def test_an_engine_stands_still_while_it_is_not_asked(model_path: Path) -> None:
     """It takes no time on the cores, goes on where it was, and leaves at the end."""
     with bare_engine(engine_options(model_path, *SIZES)) as engine:
-        [child] = psutil.Process().children()
+        process = psutil.Process(engine.pid)
         stepper = Stepper(engine, num_tokens=20, max_tokens=200, seed=1)
         stepper.add(2)
         with engine.awake():
             time.sleep(0.02)  # so that it is stopped in the middle of a step
         time.sleep(0.1)
-        before = child.cpu_times()
+        before = process.cpu_times()
         time.sleep(1)
-        assert child.status() == psutil.STATUS_STOPPED
-        assert child.cpu_times() == before
+        assert process.status() == psutil.STATUS_STOPPED
+        assert process.cpu_times() == before
         assert 0 < stepper.milliseconds(1) < 1000, "the pause is no part of a step"
     assert engine.exit_status == 0
