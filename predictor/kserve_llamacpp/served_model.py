@@ -143,15 +143,7 @@ class ServedModel:
             )
         if resumable is not None:
             requests = resumable.requests(requests, self.facts, self._config.deterministic)
-        generations: list[Generation] = []
-        try:
-            for request in requests:
-                own = self._of_tenant(request, body, tenant)
-                generations.append(self.engine.submit(own))
-        except BaseException:
-            self.cancel(generations)
-            raise
-        return generations
+        return self.engine.submit([self._of_tenant(r, body, tenant) for r in requests])
 
     def cancel(self, generations: list[Generation]) -> None:
         """Drop those that still run."""

@@ -46,7 +46,7 @@ class Exchange:
         requests = [run.request(prompt) for prompt in prompts for _ in range(count)]
         if resumable is not None:
             requests = resumable.requests(requests, FACTS, is_deterministic=False)
-        self.generations = [run.client.submit(request) for request in requests]
+        self.generations = run.client.submit(requests)
         self.scope: Scope = {"type": "http", "access_log": {}}
         self.sent: list[Message] = []
         request: ChatCompletionRequest | CompletionRequest

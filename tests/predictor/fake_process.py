@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import signal
 from collections.abc import Callable
 
@@ -212,7 +213,22 @@ class ClientRun:
         self, prompt: str = "p", max_tokens: int | None = None, tenant: str = "", priority: int = 0
     ) -> Generation:
         """Submit a request with usual settings."""
-        return self.client.submit(self.request(prompt, max_tokens, tenant, priority))
+        return self.submit_one(self.request(prompt, max_tokens, tenant, priority))
+
+    def submit_one(self, request: Request) -> Generation:
+        """Submit a request of one choice."""
+        (generation,) = self.client.submit([request])
+        return generation
+
+    def submit_choices(self, count: int, prompt: str = "p", tenant: str = "") -> list[Generation]:
+        """Submit a request of several choices."""
+        request = self.request(prompt, tenant=tenant)
+        return self.client.submit(
+            [
+                dataclasses.replace(request, sampling=SamplingParams(seed=1, choice=choice))
+                for choice in range(count)
+            ]
+        )
 
     def request(
         self, prompt: str = "p", max_tokens: int | None = None, tenant: str = "", priority: int = 0

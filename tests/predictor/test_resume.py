@@ -247,7 +247,7 @@ async def test_after_a_death_a_resumed_request_goes_on_from_all_its_tokens() -> 
     run = ClientRun()
     await run.ready()
     resume = dataclasses.replace(run.request(), resume=[1, 2, 3], is_resumable=True)
-    one = run.client.submit(resume)
+    one = run.submit_one(resume)
     assert run.submitted()[one.id].resume == [1, 2, 3]
     assert run.submitted()[one.id].num_scored == 0
     run.tell(Started(one.id, 3, num_shown=1))

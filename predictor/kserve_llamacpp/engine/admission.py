@@ -6,47 +6,66 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kserve_llamacpp.engine.generation import Generation, Request
+from kserve_llamacpp.engine.generation import Generation, Group, Request
 
 _CHARACTERS_PER_TOKEN = 4  # of a text that was not tokenized yet
 
 
 @dataclass(frozen=True)
 class QueueLimits:
-    """How many requests may wait, with how many tokens (0: any), and how long (0: for ever)."""
+    """How many choices may wait, with how many tokens (0: any), and how long (0: for ever)."""
 
     max_waiting: int
     max_waiting_tokens: int = 0
     timeout_seconds: float = 0.0
 
-    def holds_one_more(self, num_active: int, num_waiting: int, num_slots: int) -> bool:
-        """Whether one more request may come, beside those that have, or will get, a slot."""
-        return num_active < self.max_waiting + num_slots or num_waiting < self.max_waiting
+    def num_too_many(self, num_active: int, num_waiting: int, num_new: int, num_slots: int) -> int:
+        """Return how many must leave the queue so that so many new ones may come.
 
-    def holds_tokens(self, waiting: Sequence[Generation], newcomer: Request) -> bool:
-        """Whether a request's prompt may wait beside others'; alone it may, whatever its length."""
+        Nobody is counted who has, or will get, a slot.
+        """
+        without_slot = num_active + num_new - num_slots
+        return max(0, min(without_slot, num_waiting + num_new) - self.max_waiting)
+
+    def holds_tokens(self, waiting: Sequence[Generation], newcomers: Sequence[Request]) -> bool:
+        """Whether a request's prompts may wait beside others'; alone they may, however long."""
         if not self.max_waiting_tokens or not waiting:
             return True
-        num_tokens = sum(num_prompt_tokens(generation.request) for generation in waiting)
-        return num_tokens + num_prompt_tokens(newcomer) <= self.max_waiting_tokens
+        requests = [*(generation.request for generation in waiting), *newcomers]
+        return sum(map(_num_prompt_tokens, requests)) <= self.max_waiting_tokens
 
 
-def num_prompt_tokens(request: Request) -> int:
-    """Return the length of a prompt, estimated where it is a text."""
+def _num_prompt_tokens(request: Request) -> int:
+    """Return the length of a prompt, estimated where it is a text, for its first choice."""
+    if request.sampling.choice > 0:
+        return 0
     if isinstance(request.prompt, str):
         return -(-len(request.prompt) // _CHARACTERS_PER_TOKEN)
     return len(request.prompt)
 
 
-def gives_way(waiting: Sequence[Generation], tenant: str) -> Generation | None:
-    """Return who gives way to a request of this tenant, None where nobody does.
+def gives_way(
+    waiting: Sequence[Generation], newcomers: Sequence[Request], num_too_many: int
+) -> list[Group]:
+    """Return who gives way to a request, so that as many leave as must; nobody if that many do not.
 
-    It is the last, and least urgent, of the tenant with the most waiting, if this one would still
-    have fewer: so a tenant that fills the queue cannot keep the others out of it.
+    It is the last, and least urgent, request of the tenant with the most waiting, if this one would
+    still have fewer: so a tenant that fills the queue cannot keep the others out of it. Of a
+    request that has begun nothing gives way.
     """
     counts = Counter(generation.request.tenant for generation in waiting)
-    longest = max(counts, key=lambda name: counts[name], default=tenant)
-    if counts[longest] <= counts[tenant] + 1:
-        return None
-    own = [generation for generation in waiting if generation.request.tenant == longest]
-    return max(own, key=lambda g: (g.request.priority, g.id))
+    most = counts[newcomers[0].tenant] + len(newcomers)
+    sizes = Counter(g.group for g in waiting if not g.group.has_begun)
+    leaving: list[Group] = []
+    while num_too_many > 0:
+        longest = max(
+            (group.tenant for group in sizes), key=lambda name: counts[name], default=None
+        )
+        if longest is None or counts[longest] <= most:
+            return []
+        own = [group for group in sizes if group.tenant == longest]
+        leaving.append(max(own, key=lambda group: group.urgency))
+        size = sizes.pop(leaving[-1])
+        counts[longest] -= size
+        num_too_many -= size
+    return leaving

@@ -6,13 +6,13 @@ import asyncio
 import math
 import signal
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
 from kserve_llamacpp.engine import refusals
 from kserve_llamacpp.engine.admission import QueueLimits, gives_way
+from kserve_llamacpp.engine.dispatcher import Dispatcher
 from kserve_llamacpp.engine.frames import (
     Cancel,
     Fatal,
@@ -26,14 +26,13 @@ from kserve_llamacpp.engine.frames import (
     Step,
     Submit,
 )
-from kserve_llamacpp.engine.generation import Generation, Request
+from kserve_llamacpp.engine.generation import Generation, Group, Request
 from kserve_llamacpp.engine.observers import EngineObserver, EngineState, RequestObserver
 from kserve_llamacpp.engine.process import KILLED_WHILE_LOADING, EngineProcess, Restarts
 from kserve_llamacpp.engine.service_rate import ServiceRate
 from kserve_llamacpp.engine.watchdog import Watchdog
 from openai_protocol.errors import ApiError
 
-_SUSPECT_DEATHS = 2  # so many engines in a row died under a request: it is tried once alone
 _READY_WHILE_RESTARTING_SECONDS = 30.0  # so long a restart is a pause, then the pod is not ready
 _TICK_SECONDS = 0.25  # from one look at the clock to the next
 _MAX_UNREAD_BYTES = 64 << 20  # requests that came and went while the engine did not read
@@ -42,8 +41,8 @@ _MAX_UNREAD_BYTES = 64 << 20  # requests that came and went while the engine did
 class EngineClient:
     """Owns the engine's process and every running request; owner: the server's event loop.
 
-    A request is waiting (in `_held` or in the engine's queue) until it has started. When the
-    process dies, all are submitted to the next one with the tokens they have.
+    A request is waiting (held, or in the engine's queue) until it has started. When the process
+    dies, all are submitted to the next one with the tokens they have.
     """
 
     def __init__(
@@ -81,9 +80,7 @@ class EngineClient:
         self._down_since = 0.0
         self._rate = ServiceRate()
         self._settled = asyncio.Event()
-        self._active: dict[int, Generation] = {}
-        self._held: deque[Generation] = deque()  # waits for an engine, or for a suspect's end
-        self._suspect: Generation | None = None
+        self._dispatcher = Dispatcher()
         self._next_id = 1
         self._became_idle = asyncio.Event()
 
@@ -120,12 +117,12 @@ class EngineClient:
     @property
     def num_waiting(self) -> int:
         """How many requests have not started."""
-        return len(self._waiting())
+        return len(self._dispatcher.waiting)
 
     @property
     def num_running(self) -> int:
         """How many requests have started and not ended."""
-        return len(self._active) - self.num_waiting
+        return len(self._dispatcher) - self.num_waiting
 
     def start(self) -> None:
         """Start the process; it is restarted until `stop`, or until the policy gives up."""
@@ -156,48 +153,59 @@ class EngineClient:
 
     async def idle(self) -> None:
         """Wait until no request runs or waits."""
-        while self._active:
+        while self._dispatcher:
             self._became_idle.clear()
             await self._became_idle.wait()
 
     def fail_all(self, error: ApiError) -> None:
         """End every request with this error."""
-        for generation in list(self._active.values()):
+        for generation in self._dispatcher:
             self._end(generation, error)
 
-    def submit(self, request: Request) -> Generation:
-        """Take a request; raises ApiError: the queue is full, or the model is not ready."""
+    def submit(self, requests: Sequence[Request]) -> list[Generation]:
+        """Take all choices of a request, or none.
+
+        Raises ApiError: the queue is full, or the model is not ready.
+        """
         if self._state not in (EngineState.READY, EngineState.RESTARTING):
             raise self._refusal(refusals.not_ready())
-        if not self._has_room_for(request):
+        if not self._has_room_for(requests):
             raise self._refusal(refusals.queue_full(self._retry_after_seconds()))
-        generation = Generation(self._next_id, request, self._now())
-        self._next_id += 1
-        if not self._active:
-            self._rate.began(generation.came_at)
-        self._active[generation.id] = generation
-        self._held.append(generation)
+        now = self._now()
+        if not self._dispatcher:
+            self._rate.began(now)
+        group = Group()
+        for request in requests:
+            group.generations.append(Generation(self._next_id, request, now, group))
+            self._next_id += 1
+        self._dispatcher.add(group.generations)
         self._dispatch()
-        return generation
+        return list(group.generations)
 
-    def _waiting(self) -> list[Generation]:
-        return [g for g in self._active.values() if g.prompt_tokens is None]
-
-    def _has_room_for(self, request: Request) -> bool:
-        """Whether the queue takes a request; a full one may refuse another one for it."""
+    def _has_room_for(self, requests: Sequence[Request]) -> bool:
+        """Whether the queue takes a request; a full one may refuse others for it."""
         num_slots = self._facts.max_sequences if self._facts is not None else 0
-        waiting = self._waiting()
+        waiting = self._dispatcher.waiting
+        num_active, num_new = len(self._dispatcher), len(requests)
         if self._process.num_unread_bytes > _MAX_UNREAD_BYTES:
             return False
-        will_wait = len(self._active) >= num_slots
-        if will_wait and not self._limits.holds_tokens(waiting, request):
+        will_wait = num_active + num_new > num_slots
+        if will_wait and not self._limits.holds_tokens(waiting, requests):
             return False
-        if self._limits.holds_one_more(len(self._active), len(waiting), num_slots):
+        excess = self._limits.num_too_many(num_active, len(waiting), num_new, num_slots)
+        if excess == 0:
             return True
-        other = gives_way(waiting, request.tenant)
-        if other is not None:
-            self._end(other, self._refusal(refusals.queue_full(self._retry_after_seconds())))
-        return other is not None
+        leaving = gives_way(waiting, requests, excess)
+        for group in leaving:
+            self._refuse(group, refusals.queue_full(self._retry_after_seconds()))
+        return bool(leaving)
+
+    def _refuse(self, group: Group, error: ApiError) -> None:
+        """End a request of which nothing has begun."""
+        self._refusal(error)
+        for generation in group.generations:
+            if not generation.is_ended:
+                self._end(generation, error)
 
     def _refusal(self, error: ApiError) -> ApiError:
         self._requests.request_refused(str(error.code))
@@ -210,11 +218,7 @@ class EngineClient:
         """Drop a request, if it still runs; its sequence is freed before the engine's next step."""
         if generation.is_ended:
             return
-        self._leave(generation, "abort")
-        if generation in self._held:
-            self._held.remove(generation)
-        else:
-            self._process.send(Cancel(generation.id))
+        self._drop(generation, "abort")
         self._dispatch()
 
     # -- the clock -----------------------------------------------------------------------------
@@ -231,13 +235,13 @@ class EngineClient:
         """Look at the clock: refuse who has waited too long, end an engine that hangs."""
         now = self._now()
         latest = now - (self._limits.timeout_seconds or math.inf)
-        late = [generation for generation in self._waiting() if generation.came_at < latest]
-        for generation in late:
-            error = refusals.queue_timeout(self._retry_after_seconds())
-            self._end(generation, self._refusal(error))
+        groups = dict.fromkeys(g.group for g in self._dispatcher.waiting if g.came_at < latest)
+        late = [group for group in groups if not group.has_begun]
+        for group in late:
+            self._refuse(group, refusals.queue_timeout(self._retry_after_seconds()))
         if late:
             self._dispatch()
-        silence = self._watchdog.silence(now, has_work=bool(self._active))
+        silence = self._watchdog.silence(now, has_work=bool(self._dispatcher))
         if silence is not None:
             self._is_hung = True
             self._observer.engine_hung(silence)
@@ -264,7 +268,8 @@ class EngineClient:
                 self._set_state(
                     EngineState.LOADING if self._facts is None else EngineState.RESTARTING
                 )
-                self._requeue_all()
+                for guilty in self._dispatcher.hold_all():
+                    self._end(guilty, refusals.failed_often())
                 await self._sleep(delay)
         except Exception:
             self._log.exception("engine_supervisor_failed")
@@ -303,34 +308,10 @@ class EngineClient:
 
     # -- requests ------------------------------------------------------------------------------
 
-    def _requeue_all(self) -> None:
-        """After a death: everything goes on from its tokens in the next engine, suspects alone."""
-        self._suspect = None
-        waiting_before = set(self._held)
-        for generation in self._active.values():
-            if generation not in waiting_before:
-                generation.num_deaths += 1
-        guilty = [g for g in self._active.values() if g.num_deaths > _SUSPECT_DEATHS]
-        for generation in guilty:
-            self._end(generation, refusals.failed_often())
-        if guilty:  # it explains the deaths before: the others need not run alone one by one
-            for generation in self._active.values():
-                generation.num_deaths = min(generation.num_deaths, 1)
-        self._held = deque(self._active.values())
-
     def _dispatch(self) -> None:
-        """Submit what is held; while a suspect runs, it runs alone."""
-        if self._state is not EngineState.READY or self._suspect is not None:
-            return
-        suspects = [g for g in self._held if g.num_deaths >= _SUSPECT_DEATHS]
-        if suspects:
-            if len(self._active) == len(self._held):  # nothing else runs
-                self._suspect = suspects[0]
-                self._held.remove(self._suspect)
-                self._send_submit(self._suspect)
-            return
-        while self._held:
-            self._send_submit(self._held.popleft())
+        if self._state is EngineState.READY:
+            for generation in self._dispatcher.next_to_submit():
+                self._send_submit(generation)
 
     def _send_submit(self, generation: Generation) -> None:
         request = generation.request
@@ -354,7 +335,7 @@ class EngineClient:
         )
 
     def _apply(self, event: Started | Output | Rejected) -> None:
-        generation = self._active.get(event.id)
+        generation = self._dispatcher.find(event.id)
         if generation is None:  # cancelled meanwhile
             return
         match event:
@@ -383,23 +364,25 @@ class EngineClient:
         generation.last_token_at = now
 
     def _end(self, generation: Generation, error: ApiError) -> None:
-        if generation in self._held:
-            self._held.remove(generation)
-        elif self._state is EngineState.READY:
-            self._process.send(Cancel(generation.id))
-        self._leave(generation, "error")
+        self._drop(generation, "error")
         generation.fail(error)
 
-    def _leave(self, generation: Generation, reason: str) -> None:
+    def _drop(self, generation: Generation, reason: str) -> None:
+        """Forget a request, in the engine, too."""
+        was_submitted = self._leave(generation, reason)
+        if was_submitted and self._state is EngineState.READY:
+            self._process.send(Cancel(generation.id))
+
+    def _leave(self, generation: Generation, reason: str) -> bool:
+        """Forget a request; whether it had been submitted."""
         generation.is_ended = True
-        del self._active[generation.id]
-        if self._suspect is generation:
-            self._suspect = None
-        if not self._active:
+        was_submitted = self._dispatcher.remove(generation)
+        if not self._dispatcher:
             self._became_idle.set()
         if generation.prompt_tokens is not None:
             self._rate.ended(self._now())
         self._requests.request_ended(reason, self._now() - generation.came_at)
+        return was_submitted
 
     def _set_state(self, state: EngineState) -> None:
         if state is not self._state:

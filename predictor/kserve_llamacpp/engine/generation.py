@@ -47,17 +47,41 @@ class Delta:
     logprobs: list[Logprobs] = dataclasses.field(default_factory=list)
 
 
+@dataclass(eq=False)
+class Group:
+    """The choices that one request has asked for; owner: the client.
+
+    The queue takes and refuses them together, and none of them once one has begun: what was sent
+    to the request's client would lack the rest.
+    """
+
+    generations: list[Generation] = dataclasses.field(default_factory=list)
+    has_begun: bool = False
+
+    @property
+    def tenant(self) -> str:
+        """Whose it is."""
+        return self.generations[0].request.tenant
+
+    @property
+    def urgency(self) -> tuple[int, int]:
+        """Where it stands in its tenant's queue; a lower one is earlier."""
+        first = self.generations[0]
+        return first.request.priority, first.id
+
+
 class Generation:
-    """What has come for a request, and what is to be told; owner: the client that made it.
+    """What has come for a request's choice, and what is to be told; owner: the client.
 
     Invariant: `tokens` are those whose text was put into the deltas, so that a new engine can go
     on from them.
     """
 
-    def __init__(self, id: int, request: Request, came_at: float) -> None:
+    def __init__(self, id: int, request: Request, came_at: float, group: Group) -> None:
         self.id = id
         self.request = request
         self.came_at = came_at
+        self.group = group
         self.tokens: list[int] = list(request.resume)
         self.prompt_tokens: int | None = None
         self.prompt_hash = ""  # where the request is resumable
@@ -121,6 +145,7 @@ class Generation:
 
     def put_started(self, started: Started) -> None:
         """Take note that the engine has begun with the prompt, of which a cache had a part."""
+        self.group.has_begun = True
         self.prompt_tokens = started.prompt_tokens
         self.cached_tokens = started.cached_tokens
         self.prompt_hash = started.prompt_hash

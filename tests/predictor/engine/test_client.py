@@ -33,7 +33,7 @@ async def test_a_submitted_request_reaches_the_engine_whole() -> None:
     run = ClientRun()
     await run.ready()
     sampling = SamplingParams(temperature=0.5, seed=7)
-    generation = run.client.submit(
+    generation = run.submit_one(
         Request(
             *("req-1", [1, 2], 9, sampling),
             stops=["x"],
@@ -159,7 +159,7 @@ async def test_what_the_engine_refuses_is_the_clients_mistake(
     """A refusal is a 400 with the engine's text and a stable code, about the prompt's field."""
     run = ClientRun()
     await run.ready()
-    generation = run.client.submit(Request("r", "p", None, SamplingParams(), field=field))
+    generation = run.submit_one(Request("r", "p", None, SamplingParams(), field=field))
     run.process.report(Step([Rejected(generation.id, reason, "why")], STATS))  # type: ignore[arg-type]  # one of the literals
 
     with pytest.raises(InvalidRequest) as caught:

@@ -72,7 +72,7 @@ class _World:
 
     def submit(self, prompt: str, max_tokens: int) -> Generation:
         request = Request(f"req-{prompt}", prompt, max_tokens, SamplingParams(), stops=["STOP"])
-        return self.run.client.submit(request)
+        return self.run.submit_one(request)
 
 
 async def _serve(prompts: list[str], steps_between_deaths: list[int]) -> list[str | None]:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,25 @@ async def test_queue_timeout(model_path: Path) -> None:
             assert (caught.value.status_code, caught.value.code) == (503, "queue_timeout")
             assert int(caught.value.response.headers["retry-after"]) >= 1
             assert (await anext(aiter(stream))).choices
+
+
+async def test_choices_that_wait_for_each_other(model_path: Path) -> None:
+    """A choice that gets its slot after the queue's deadline is streamed: its request has begun."""
+    with Predictor(model_path, "--max_sequences=1", "--queue_timeout_seconds=1") as server:
+        server.ready()
+        async with connect(server) as client:
+            stream = await client.chat.completions.create(**STORY, n=2, max_tokens=150, stream=True)
+            began = time.monotonic()
+            first_texts: dict[int, float] = {}
+            ends = []
+            async for chunk in stream:
+                for choice in chunk.choices:
+                    if choice.delta.content:
+                        first_texts.setdefault(choice.index, time.monotonic() - began)
+                    if choice.finish_reason:
+                        ends.append((choice.index, choice.finish_reason))
+        assert ends == [(0, "length"), (1, "length")]
+        assert first_texts[1] > 1
 
 
 async def test_full_queue(model_path: Path) -> None:
