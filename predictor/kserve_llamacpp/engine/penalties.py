@@ -17,12 +17,11 @@ class TokenCounts:
     Invariant: the first `_size` of `_ids` are distinct, and `_places` tells where each stands.
     """
 
-    def __init__(self, tokens: list[int]) -> None:
-        ids, counts = np.unique(np.asarray(tokens, np.int64), return_counts=True)
-        self._size = len(ids)
-        self._ids = np.resize(ids, self._size + _FIRST_ROOM)
-        self._counts = np.resize(counts.astype(np.float32), self._size + _FIRST_ROOM)
-        self._places = {token: place for place, token in enumerate(ids.tolist())}
+    def __init__(self) -> None:
+        self._size = 0
+        self._ids = np.zeros(_FIRST_ROOM, np.int64)
+        self._counts = np.zeros(_FIRST_ROOM, np.float32)
+        self._places: dict[int, int] = {}
 
     @property
     def ids(self) -> npt.NDArray[np.int64]:
@@ -51,37 +50,48 @@ class TokenCounts:
 class Penalties:
     """Repetition counts prompt and output; presence and frequency count the output alone.
 
-    So OpenAI and vLLM define them; owner: a sampler.
+    So OpenAI and vLLM define them; owner: a sampler. The prompt is read when a first token is
+    drawn: whoever makes a sampler holds up all that is being decoded.
     """
 
     def __init__(self, params: SamplingParams, prompt: list[int]) -> None:
         self._repetition = np.float32(params.repetition_penalty)
         self._presence = np.float32(params.presence_penalty)
         self._frequency = np.float32(params.frequency_penalty)
-        self._seen = TokenCounts(prompt) if self._repetition != 1 else None
-        self._written = TokenCounts([]) if self._presence or self._frequency else None
+        self._prompt = prompt
+        self._written = TokenCounts()
+        self._is_in_prompt: npt.NDArray[np.bool_] | None = None  # by token; None: not read yet
+        self._prompt_ids: npt.NDArray[np.int64] = np.zeros(0, np.int64)
 
     @property
     def is_neutral(self) -> bool:
         """Whether they change nothing."""
-        return self._seen is None and self._written is None
+        return bool(self._repetition == 1 and not self._presence and not self._frequency)
 
     def accept(self, token: int) -> None:
         """Count a token that was generated."""
-        if self._seen is not None:
-            self._seen.add(token)
-        if self._written is not None:
+        if not self.is_neutral:
             self._written.add(token)
 
     def apply(self, logits: npt.NDArray[np.float32]) -> None:
         """Change the logits of the tokens that were seen, in place."""
-        if self._seen is not None:
-            ids = self._seen.ids
+        if self._repetition != 1:
+            ids = self._seen(len(logits))
             found = logits[ids]
             # a negative logit is multiplied: divided, the token would become likelier
             with np.errstate(over="ignore"):
                 found = np.where(found <= 0, found * self._repetition, found / self._repetition)
             logits[ids] = np.minimum(found, _HIGHEST_LOGIT)
-        if self._written is not None:
+        if self._presence or self._frequency:
             counts = self._written.counts
             logits[self._written.ids] -= counts * self._frequency + self._presence
+
+    def _seen(self, num_tokens: int) -> npt.NDArray[np.int64]:
+        """Return what prompt and output have, each token once, of so many that there are."""
+        if self._is_in_prompt is None:
+            self._is_in_prompt = np.zeros(num_tokens, np.bool_)
+            self._is_in_prompt[np.fromiter(self._prompt, np.int64, len(self._prompt))] = True
+            self._prompt_ids = np.flatnonzero(self._is_in_prompt)
+            self._prompt = []
+        written = self._written.ids
+        return np.concatenate([self._prompt_ids, written[~self._is_in_prompt[written]]])

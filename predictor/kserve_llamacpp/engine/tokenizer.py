@@ -7,9 +7,35 @@ import queue
 import threading
 from collections.abc import Callable
 
+import msgspec
+
 from kserve_llamacpp.engine.frames import Rejected, Submit
 
 Tokenize = Callable[[Submit], Submit | Rejected]
+
+
+class TokenizeOnce:
+    """Tokenizes a text that comes several times in a row once: a request's choices share theirs.
+
+    Owner: one thread.
+    """
+
+    def __init__(self, tokenize: Tokenize) -> None:
+        self._tokenize = tokenize
+        self._last: tuple[str, bool] | None = None
+        self._tokens: list[int] = []
+
+    def __call__(self, request: Submit) -> Submit | Rejected:
+        """Return the request with token ids for its text, or why it cannot be served."""
+        assert isinstance(request.prompt, str)
+        text = (request.prompt, request.add_special)
+        if text == self._last:
+            return self._tokenize(msgspec.structs.replace(request, prompt=self._tokens))
+        result = self._tokenize(request)
+        if isinstance(result, Submit):
+            assert not isinstance(result.prompt, str)
+            self._last, self._tokens = text, result.prompt
+        return result
 
 
 class BackgroundTokenizer:
@@ -21,7 +47,7 @@ class BackgroundTokenizer:
 
     def __init__(self, tokenize: Tokenize) -> None:
         """`tokenize` is called in the thread."""
-        self._tokenize = tokenize
+        self._tokenize = TokenizeOnce(tokenize)
         self._todo: queue.SimpleQueue[Submit] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[Submit | Rejected] = queue.SimpleQueue()
         self._pending: set[int] = set()

@@ -37,7 +37,7 @@ from kserve_llamacpp.engine.frames import (
     decode_command,
     encode,
 )
-from kserve_llamacpp.engine.tokenizer import BackgroundTokenizer
+from kserve_llamacpp.engine.tokenizer import BackgroundTokenizer, TokenizeOnce
 from kserve_llamacpp.engine.worker_options import WorkerOptions
 from kserve_llamacpp.logging import configure_logging
 
@@ -91,6 +91,7 @@ class Worker:
     def __init__(self, channel: Channel, engine: Engine) -> None:
         self._channel = channel
         self._engine = engine
+        self._tokenize = TokenizeOnce(engine.tokenize)  # of short texts
         self._tokenizer = BackgroundTokenizer(engine.tokenize)
         channel.wake_by(self._tokenizer)
         self._log = structlog.get_logger("engine")
@@ -102,10 +103,7 @@ class Worker:
             for command in self._channel.receive(self._wait_seconds()):
                 self._apply(command)
             for result in self._tokenizer.collect():
-                if isinstance(result, Submit):
-                    self._engine.submit(result)
-                else:
-                    self._engine.reject(result)
+                self._take(result)
             began = time.monotonic()
             step = self._engine.step()
             seconds = time.monotonic() - began
@@ -128,14 +126,22 @@ class Worker:
                     request_id=command.request_id,
                     replayed_tokens=len(command.resume),
                 )
-                if isinstance(command.prompt, str) and len(command.prompt) > _LONG_TEXT:
+                if not isinstance(command.prompt, str):
+                    self._engine.submit(command)
+                elif len(command.prompt) > _LONG_TEXT:
                     self._tokenizer.put(command)
                 else:
-                    self._engine.submit(command)
+                    self._take(self._tokenize(command))
             case Cancel():
                 self._tokenizer.forget(command.id)
                 self._engine.cancel(command.id)
                 self._note(command.id, "cancelled")
+
+    def _take(self, request: Submit | Rejected) -> None:
+        if isinstance(request, Submit):
+            self._engine.submit(request)
+        else:
+            self._engine.reject(request)
 
     def _note_end(self, event: Event) -> None:
         match event:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -16,20 +17,20 @@ _N_VOCAB = 12
 _tokens = st.lists(st.integers(min_value=0, max_value=_N_VOCAB - 1), max_size=200)
 
 
-@given(prompt=_tokens, output=_tokens)
-def test_counts_are_those_of_a_counter(prompt: list[int], output: list[int]) -> None:
-    """Prompt and output are counted together, each token once among the ids."""
-    counts = TokenCounts(prompt)
+@given(output=_tokens)
+def test_counts_are_those_of_a_counter(output: list[int]) -> None:
+    """Each token stands once among the ids, with how often it came."""
+    counts = TokenCounts()
     for token in output:
         counts.add(token)
 
     found = dict(zip(counts.ids.tolist(), counts.counts.tolist(), strict=True))
-    assert found == Counter(prompt + output)
+    assert found == Counter(output)
 
 
 def test_counts_grow_with_what_is_seen() -> None:
     """More distinct tokens than there was room for are all kept."""
-    counts = TokenCounts([])
+    counts = TokenCounts()
     for token in range(1000):
         counts.add(token)
 
@@ -85,6 +86,32 @@ def test_a_tiny_penalty_makes_nothing_infinite() -> None:
 
     assert np.isfinite(logits).all()
     assert logits.argmax() == 0
+
+
+class _CountedPrompt(list[int]):
+    """A prompt that tells how often it was read."""
+
+    num_reads = 0
+
+    def __iter__(self) -> Iterator[int]:
+        self.num_reads += 1
+        return super().__iter__()
+
+
+def test_a_prompt_is_read_once_and_late() -> None:
+    """A sampler that waits has read nothing; one that draws has read the prompt once."""
+    prompt = _CountedPrompt([1, 2, 3])
+    penalties = Penalties(SamplingParams(repetition_penalty=1.5), prompt)
+    penalties.accept(4)
+    assert prompt.num_reads == 0
+
+    for token in range(5, 9):
+        logits = np.ones(_N_VOCAB, np.float32)
+        penalties.apply(logits)
+        penalties.accept(token)
+
+    assert prompt.num_reads == 1
+    assert np.flatnonzero(logits < 1).tolist() == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_neutral_penalties_are_known() -> None:
