@@ -17,6 +17,8 @@ GGUF_MAGIC = b"GGUF"
 KV_CACHES = ("auto", "unified", "split", "split+pool")
 FLASH_ATTN = ("auto", "on", "off")
 _LATER_PART = re.compile(r"-(?!00001-)\d{5}-of-\d{5}\.gguf$")  # of a model in several files
+_BLOCK = 256  # llama.cpp gives a sequence, or all that share, a multiple of so many cells
+_SELF_TEST_BATCH = 128  # the self-test's largest batch has 85 rows
 MAX_SEQUENCES = 128  # half of LLAMA_MAX_SEQ: the other ids are the prefix cache's
 
 
@@ -62,8 +64,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--n_ctx",
         type=int,
         default=0,
-        help="Tokens in the KV cache, of all sequences together. 0: what the model was trained for "
-        "times --max_sequences, at most 16384, and no more than fits into the memory.",
+        help="Tokens in the KV cache, of all sequences together, rounded up to 256 (for each of "
+        "--max_sequences where they are split). 0: what the model was trained for times "
+        "--max_sequences, at most 16384, and no more than fits into the memory.",
     )
     add("--n_batch", type=int, default=512, help="Tokens that one step computes at most.")
     add("--n_threads", type=int, default=0, help="Threads. 0: the CPUs of the cgroup's quota.")
@@ -180,15 +183,28 @@ def read_config(args: argparse.Namespace) -> Config:
             f"--workers is {args.workers}, but must be 1: the engine is a process of its own, "
             "and one server process feeds it"
         )
-    if 0 < args.n_ctx < args.max_sequences:
+    num_parts = args.max_sequences if args.deterministic or args.kv_cache == "split" else 1
+    if 0 < args.n_ctx < num_parts * _BLOCK:
+        each = f" for each of --max_sequences ({num_parts})" if num_parts > 1 else ""
         raise ConfigurationError(
-            f"--n_ctx is {args.n_ctx}, less than --max_sequences ({args.max_sequences}): "
-            "each sequence needs room in the KV cache"
+            f"--n_ctx is {args.n_ctx}, but must be at least {num_parts * _BLOCK}, {_BLOCK}{each}: "
+            f"raise it, or leave it out{', or lower --max_sequences' if each else ''}"
         )
     if args.deterministic and args.kv_cache not in ("auto", "split"):
         raise ConfigurationError(
             "--deterministic needs --kv_cache split, for where cells are shared a sequence's bits "
             "depend on where others' cells are: leave --kv_cache out"
+        )
+    if args.deterministic and args.n_batch < _SELF_TEST_BATCH:
+        raise ConfigurationError(
+            f"--n_batch is {args.n_batch}, but must be at least {_SELF_TEST_BATCH} with "
+            "--deterministic: its self-test computes large batches"
+        )
+    available = cgroup.available_memory()
+    if available is not None and args.host_cache_mib > available >> 20:
+        raise ConfigurationError(
+            f"--host_cache_mib is {args.host_cache_mib}, but only {available >> 20} MiB are "
+            "available: lower it, or leave it out for a quarter of what is left after loading"
         )
     if args.n_batch < args.max_sequences:
         raise ConfigurationError(
@@ -200,7 +216,7 @@ def read_config(args: argparse.Namespace) -> Config:
         model_path=find_model(Path(args.model_dir)),
         http_host=args.http_host,
         http_port=args.http_port,
-        n_ctx=args.n_ctx,
+        n_ctx=num_parts * _whole_blocks(args.n_ctx // num_parts),
         n_batch=args.n_batch,
         n_threads=args.n_threads or cgroup.num_cpus(),
         n_gpu_layers=args.n_gpu_layers,
@@ -227,7 +243,7 @@ def read_config(args: argparse.Namespace) -> Config:
 
 _LEAST = {
     "n_ctx": 0,
-    "n_batch": 1,
+    "n_batch": 16,  # costs are measured on so many tokens
     "n_threads": 0,
     "n_gpu_layers": -1,
     "max_sequences": 1,
@@ -242,6 +258,14 @@ _LEAST = {
     "drain_delay_seconds": 0,
     "grace_seconds": 0,
 }
+
+
+def _whole_blocks(num_tokens: int) -> int:
+    """Return what llama.cpp makes of so many cells.
+
+    It must be told the same: a batch may have as many rows as there were cells before it rounds.
+    """
+    return -(-num_tokens // _BLOCK) * _BLOCK
 
 
 def find_model(place: Path) -> Path:

@@ -60,7 +60,7 @@ def test_flags_arrive(model: Path) -> None:
     config = _read(
         model,
         *("--model_name", "mine", "--http_port", "9", "--http_host", "::1", "--n_ctx", "4096"),
-        *("--n_batch", "64", "--n_threads", "3", "--n_gpu_layers", "5", "--max_sequences", "2"),
+        *("--n_batch", "128", "--n_threads", "3", "--n_gpu_layers", "5", "--max_sequences", "2"),
         *(
             "--deterministic",
             "--kv_cache",
@@ -83,7 +83,7 @@ def test_flags_arrive(model: Path) -> None:
         http_host="::1",
         http_port=9,
         n_ctx=4096,
-        n_batch=64,
+        n_batch=128,
         n_threads=3,
         n_gpu_layers=5,
         max_sequences=2,
@@ -117,7 +117,7 @@ def test_settings_never_change(model: Path) -> None:
     ("flag", "value"),
     [
         ("n_ctx", "-1"),
-        ("n_batch", "0"),
+        ("n_batch", "15"),
         ("n_threads", "-1"),
         ("n_gpu_layers", "-2"),
         ("max_sequences", "0"),
@@ -132,8 +132,7 @@ def test_settings_never_change(model: Path) -> None:
         ("http_port", "65536"),
         ("http_port", "-1"),
         ("workers", "2"),
-        ("n_ctx", "7"),
-        ("n_batch", "7"),
+        ("n_ctx", "255"),
     ],
 )
 def test_a_wrong_value_is_told_with_its_flag(model: Path, flag: str, value: str) -> None:
@@ -142,6 +141,51 @@ def test_a_wrong_value_is_told_with_its_flag(model: Path, flag: str, value: str)
         _read(model, f"--{flag}={value}")
 
     assert f"--{flag} is {value}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "n_ctx"),
+    [
+        (("--n_ctx=256",), 256),
+        (("--n_ctx=257",), 512),
+        (("--n_ctx=2049", "--kv_cache=split"), 2048),
+        (("--n_ctx=2304", "--deterministic"), 4096),
+        (("--n_ctx=0", "--deterministic"), 0),
+    ],
+)
+def test_a_context_has_whole_blocks(model: Path, flags: tuple[str, ...], n_ctx: int) -> None:
+    """The context is what llama.cpp rounds it to: to 256 tokens, for each sequence if split."""
+    assert _read(model, *flags).n_ctx == n_ctx
+
+
+def test_a_step_takes_a_token_of_each_sequence(model: Path) -> None:
+    """A batch has room for as many sequences as are decoded together."""
+    with pytest.raises(ConfigurationError, match="--n_batch is 16, less than --max_sequences"):
+        _read(model, "--n_batch=16", "--max_sequences=17")
+
+
+def test_batches_are_large_enough_for_the_self_test(model: Path) -> None:
+    """Deterministic mode tests itself in batches that smaller ones could not hold."""
+    with pytest.raises(ConfigurationError, match="--n_batch is 127, but must be at least 128"):
+        _read(model, "--deterministic", "--n_batch=127")
+
+
+def test_a_host_cache_above_the_memory(model: Path) -> None:
+    """More memory for prefixes than there is stops the start; the text tells what there is."""
+    with pytest.raises(ConfigurationError, match=r"--host_cache_mib is 99999999, but only \d+ MiB"):
+        _read(model, "--host_cache_mib=99999999")
+
+
+@pytest.mark.parametrize("layout", ["--deterministic", "--kv_cache=split"])
+def test_a_split_context_is_too_small_for_its_parts(model: Path, layout: str) -> None:
+    """Less than 256 tokens for each sequence stop the start; the text says what would do."""
+    with pytest.raises(ConfigurationError) as caught:
+        _read(model, layout, "--max_sequences=4", "--n_ctx=1023")
+
+    assert str(caught.value) == (
+        "--n_ctx is 1023, but must be at least 1024, 256 for each of --max_sequences (4): "
+        "raise it, or leave it out, or lower --max_sequences"
+    )
 
 
 @pytest.mark.parametrize("flag", ["--log_level=loud", "--log_format=xml", "--n_ctx=many"])

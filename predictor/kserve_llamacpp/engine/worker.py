@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from kserve_llamacpp import cgroup
 from kserve_llamacpp.engine.assembly import make_engine
 from kserve_llamacpp.engine.engine import DecodeFailed, Engine
 from kserve_llamacpp.engine.frames import (
@@ -193,6 +194,8 @@ def main(argv: list[str]) -> int:
         channel.send(Fatal(reason=error.reason, message=str(error)))
         return 1
     try:
+        host_cache_mib = bounded(options.host_cache_mib, cgroup.available_memory())
+        options = msgspec.structs.replace(options, host_cache_mib=host_cache_mib)
         engine = make_engine(backend, options, time.monotonic)
         channel.send(Hello(backend.facts()))
         Worker(channel, engine).run()
@@ -200,6 +203,18 @@ def main(argv: list[str]) -> int:
         log.error("decode_failed", error=str(error))
         return EXIT_DECODE_FAILED
     return 0
+
+
+def bounded(asked_mib: int | None, available: int | None) -> int | None:
+    """Return as much host memory, in MiB, as was asked for, or as is left beside the loaded model.
+
+    Too little is no reason to stop: an engine that is started again may find less than the first.
+    """
+    if asked_mib is None or available is None or asked_mib <= available >> 20:
+        return asked_mib
+    left = available >> 20
+    structlog.get_logger("engine").warning("host_cache_bounded", asked_mib=asked_mib, left_mib=left)
+    return left
 
 
 def _leave_with(sock: socket.socket) -> None:

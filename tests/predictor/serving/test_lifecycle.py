@@ -317,6 +317,18 @@ def test_model_that_does_not_fit(model_path: Path) -> None:
         assert "lower --n_ctx to" in "".join(server.text)
 
 
+async def test_a_context_that_is_not_whole_blocks(model_path: Path) -> None:
+    """A prompt that the rounded context holds, but not the one asked for, is answered."""
+    with Predictor(model_path, "--n_ctx=300") as server:
+        server.ready()
+        async with connect(server) as client:
+            answer = await client.completions.create(
+                model="smollm2", prompt=[1 + at for at in range(400)], max_tokens=1
+            )
+            assert answer.usage is not None
+            assert answer.usage.prompt_tokens == 400
+
+
 def test_libraries_that_are_not_there(tmp_path: Path, model_path: Path) -> None:
     """A folder without llama.cpp's libraries ends the start with status 2 and names the setting."""
     with Predictor(model_path, env={"LLAMA_CPP_LIB_PATH": str(tmp_path)}) as server:
