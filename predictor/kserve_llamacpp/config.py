@@ -108,7 +108,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--target_step_ms",
         type=int,
-        default=200,
+        default=300,
         help="How long a step may take while answers are streamed: a long prompt is computed in "
         "parts of this size.",
     )
