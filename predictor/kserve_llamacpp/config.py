@@ -190,6 +190,11 @@ def read_config(args: argparse.Namespace) -> Config:
             f"--n_ctx is {args.n_ctx}, but must be at least {num_parts * _BLOCK}, {_BLOCK}{each}: "
             f"raise it, or leave it out{', or lower --max_sequences' if each else ''}"
         )
+    if args.deterministic and args.flash_attn == "off":
+        raise ConfigurationError(
+            "--deterministic needs flash attention, the only kind whose bits do not depend on the "
+            "batch: leave --flash_attn out"
+        )
     if args.deterministic and args.kv_cache not in ("auto", "split"):
         raise ConfigurationError(
             "--deterministic needs --kv_cache split, for where cells are shared a sequence's bits "

@@ -71,7 +71,7 @@ def test_flags_arrive(model: Path) -> None:
             "50",
         ),
         *("--max_waiting", "0", "--max_body_bytes", "10", "--max_engine_restarts", "1"),
-        *("--prefix_cache_per_tenant", "--flash_attn", "off"),
+        *("--prefix_cache_per_tenant", "--flash_attn", "on"),
         *("--max_waiting_tokens", "6", "--queue_timeout_seconds", "7", "--watchdog_seconds", "8"),
         *("--drain_delay_seconds", "0", "--grace_seconds", "1.5"),
         *("--log_level", "debug", "--log_format", "json"),
@@ -88,7 +88,7 @@ def test_flags_arrive(model: Path) -> None:
         n_gpu_layers=5,
         max_sequences=2,
         kv_cache="split",
-        flash_attn="off",
+        flash_attn="on",
         deterministic=True,
         host_cache_mib=7,
         target_step_ms=50,
@@ -302,6 +302,9 @@ def test_deterministic_mode_needs_a_split_cache(model: Path) -> None:
     """A unified cache that is asked for beside deterministic mode is refused, naming the flag."""
     with pytest.raises(ConfigurationError, match="--kv_cache split"):
         _read(model, "--deterministic", "--kv_cache", "unified")
+
+    with pytest.raises(ConfigurationError, match="--flash_attn"):
+        _read(model, "--deterministic", "--flash_attn", "off")
 
     assert _read(model, "--deterministic").kv_cache == "split"
     assert _read(model).kv_cache == "auto"

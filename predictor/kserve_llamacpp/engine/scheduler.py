@@ -217,7 +217,7 @@ class Scheduler:
             assert own is not None
             if self._slots.is_pooled(own) or self._slots.fits(len(sequence.tokens)):
                 continue
-            if self._num_spare_cells >= len(sequence.tokens):
+            if self._fits_into_pool(sequence):
                 slot = self._slots.take(is_pooled=True)
                 if self.cache.move(sequence, slot):
                     self._slots.give_back(own)
@@ -252,25 +252,33 @@ class Scheduler:
 
         What running prompts will still take is counted as taken, or two half-filled prompts could
         block each other. Who waits for another's prefix is passed over, and so is, by those that
-        fit into a slot's own cells, who waits for shared ones.
+        fit into a slot's own cells, who waits for shared ones: by as many tokens as it has itself,
+        for they may outgrow their cells and take what it waits for.
         """
         if not self._waiting:
             return
         self._free_a_slot()
-        is_pool_awaited = False
+        blocked: Sequence | None = None  # the first that waits for shared cells
         for place, sequence in enumerate(list(self._waiting)):
             if self._is_full or place >= _LOOKAHEAD:
                 return
+            if blocked is not None:
+                if blocked.num_overtaken >= len(blocked.tokens):
+                    return
+                if not self._slots.fits(len(sequence.tokens) + 1):
+                    continue
             if self._waits_for_another(sequence):
                 continue
-            slot = self._take_slot(sequence, may_share=not is_pool_awaited)
+            slot = self._take_slot(sequence, may_share=blocked is None)
             if slot is not None:
                 self._waiting.remove(sequence)
                 self._start(sequence, slot)
+                if blocked is not None:
+                    blocked.num_overtaken += len(sequence.tokens)
             elif self._slots.own_length == 0:
                 return
             else:
-                is_pool_awaited = True
+                blocked = sequence
 
     @property
     def _is_full(self) -> bool:
@@ -281,15 +289,20 @@ class Scheduler:
         slots, length = self._slots, len(sequence.tokens) + 1
         if slots.fits(max(length, self.cache.known(sequence).to_restore)):
             return slots.take(is_pooled=False)
-        planned = self._num_planned_cells(sequence)
-        if may_share and (not self._pooled or planned <= self.cache.num_cells):
+        if may_share and self._fits_into_pool(sequence):
             return slots.take(is_pooled=True)
         if slots.fits(length):  # what is known of it does not
             return slots.take(is_pooled=False)
         return None
 
+    def _fits_into_pool(self, sequence: Sequence) -> bool:
+        return not self._pooled or self._num_planned_cells(sequence) <= self.cache.num_cells
+
     def _free_a_slot(self) -> None:
-        """Preempt for a tenant that has nothing running, from one that has several."""
+        """Preempt for a tenant that has nothing running, from one that has several.
+
+        Where it needs shared cells that others have, one of those gives way, if there is any.
+        """
         head = self._waiting.head()
         tenants = [s.tenant for s in self._running]
         if not self._is_full or head is None or head.tenant in tenants:
@@ -297,7 +310,12 @@ class Scheduler:
         richest = self._waiting.best_served(tenants)
         if richest is None or tenants.count(richest) < 2 or self._waits_for_another(head):
             return
-        self._preempt_youngest_of(richest, self._running)
+        among = self._running
+        needs_pool = self._slots.own_length > 0 and not self._slots.fits(len(head.tokens) + 1)
+        if needs_pool and not self._fits_into_pool(head):
+            among = self._pooled
+        if any(s.tenant == richest for s in among):
+            self._preempt_youngest_of(richest, among)
 
     def _start(self, sequence: Sequence, slot: int) -> None:
         sequence.slot = slot

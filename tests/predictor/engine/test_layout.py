@@ -19,6 +19,7 @@ def _choose(
     [
         (16384, 8, 8192, True, Layout("split+pool", 8192, 1024)),
         (32768, 8, 4096, True, Layout("split+pool", 16384, 2048)),
+        (65536, 8, 2000, True, Layout("split+pool", 49152, 2048)),  # more could not be used
         (16384, 8, 8192, False, Layout("unified", 16384)),
         (16384, 8, 131072, True, Layout("unified", 16384)),  # a pool would shorten the longest
         (4096, 8, 2048, True, Layout("unified", 4096)),  # 256 tokens each are too few

@@ -148,3 +148,46 @@ def test_all_cells_are_told() -> None:
     assert run.stats[-1].cells_total == 3 * 10 + 40
     assert run.stats[-1].cells_used == 15
     run.finish()
+
+
+def test_who_waits_for_the_pool_gets_it_in_time() -> None:
+    """Short ones that go on to the pool pass a long prompt only for a while, however many come."""
+    run = _run()
+    run.submit("a" * 5, max_tokens=20)
+    run.steps(10)  # it is in the pool
+    long = run.submit("y" * 35, max_tokens=2)
+    for _ in range(60):
+        run.submit("b" * 5, max_tokens=20)
+        run.submit("c" * 5, max_tokens=20)
+        run.steps(4)
+
+    assert long in run.started
+    assert run.text(long) == letters_after("y" * 35, 2)
+
+
+def test_a_tenant_that_needs_the_pool_gets_it_from_one_that_has_it() -> None:
+    """Nobody with cells of its own gives way for it again and again: one in the pool does, once."""
+    run = _run()
+    run.submit("x" * 30, max_tokens=9, tenant="a")
+    short = [run.submit(letter * 3, max_tokens=6, tenant="a") for letter in "de"]
+    run.steps(4)
+    long = run.submit("y" * 35, max_tokens=2, tenant="b")
+    run.finish()
+
+    assert sum(stats.preemptions for stats in run.stats) == 1
+    assert [run.text(one) for one in short] == [letters_after(c * 3, 6) for c in "de"]
+    assert run.text(long) == letters_after("y" * 35, 2)
+
+
+def test_the_shortest_of_equal_beginnings_is_brought_back() -> None:
+    """Of two that begin alike, the one that fits into a slot's own cells is taken."""
+    run = _run()
+    run.submit("xxxx" + "a" * 25, max_tokens=2)
+    run.submit("xxxx" + "b", max_tokens=2)
+    run.finish()
+    run.backend.batches.clear()
+    one = run.submit("xxxx" + "c", max_tokens=2)
+    run.finish()
+
+    assert run.cached[one] == 4
+    assert _slots(run) == {0}

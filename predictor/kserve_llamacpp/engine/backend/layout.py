@@ -38,7 +38,8 @@ def choose_layout(
     Where a sequence's cells can be moved and attention pays for others' cells, as it does on a CPU,
     cells are divided if that shortens no sequence. Raises LoadFailed.
     """
-    own_length = n_ctx // 2 // max_sequences // _PADDING * _PADDING
+    most_useful = -(-longest // _PADDING) * _PADDING
+    own_length = min(most_useful, n_ctx // 2 // max_sequences // _PADDING * _PADDING)
     divided = Layout("split+pool", n_ctx - own_length * max_sequences, own_length)
     if asked == "auto":
         is_better_divided = can_move and pays_for_others and max_sequences > 1

@@ -27,7 +27,7 @@ from kserve_llamacpp.engine.frames import ModelFacts, SamplingParams
 _BYTES_PER_VALUE = 2  # F16, BF16
 _TILED_ROWS = 64  # from so many rows on, flash attention on the CPU looks at 16 rows' cells at once
 _PLAIN_ROWS = 128  # plain attention takes memory for each pair of row and cell; more gain nothing
-_BYTES_PER_SCORE = 4  # F32
+_BYTES_PER_SCORE = 6  # F32, and F16 beside it
 _PROBE_TOKENS = 16
 _PROBE_CELLS = 2048
 _PROBE_ROUNDS = 3

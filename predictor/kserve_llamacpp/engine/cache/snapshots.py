@@ -137,7 +137,7 @@ class SnapshotCache:
         assert all(sequence.num_shared == 0 for sequence in running)
 
     def _best(self, sequence: Sequence, num_free: float = math.inf) -> tuple[Snapshot | None, int]:
-        """Return what fits and a sequence has most in common with, and how many tokens.
+        """Return what fits and a sequence has most in common with, the shortest, and how much.
 
         The last token is left out: it must be computed, or there were no logits to draw from.
         """
@@ -150,7 +150,8 @@ class SnapshotCache:
             length = common_length(snapshot.tokens, sequence.tokens, limit)
             if len(snapshot.tokens) - length > self._longest_cut:
                 continue
-            if length > longest:
+            is_shorter = best is not None and len(snapshot.tokens) < len(best.tokens)
+            if length > longest or (length == longest and is_shorter):
                 best, longest = snapshot, length
         return best, longest if best is not None else 0
 
