@@ -7,17 +7,16 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import get_args
 
 from kserve_llamacpp import cgroup
+from kserve_llamacpp.engine.cells import BLOCK, whole_blocks
+from kserve_llamacpp.engine.worker_options import FlashAttention, KVCacheLayout
 from kserve_llamacpp.errors import ConfigurationError, ModelFileError
 from kserve_llamacpp.logging import LOG_FORMATS, LOG_LEVELS
 
 GGUF_MAGIC = b"GGUF"
-KV_CACHES = ("auto", "unified", "split", "split+pool")
-FLASH_ATTN = ("auto", "on", "off")
 _LATER_PART = re.compile(r"-(?!00001-)\d{5}-of-\d{5}\.gguf$")  # of a model in several files
-_BLOCK = 256  # llama.cpp gives a sequence, or all that share, a multiple of so many cells
 _SELF_TEST_BATCH = 128  # the self-test's largest batch has 85 rows
 MAX_SEQUENCES = 128  # half of LLAMA_MAX_SEQ: the other ids are the prefix cache's
 
@@ -35,8 +34,8 @@ class Config:
     n_threads: int
     n_gpu_layers: int
     max_sequences: int
-    kv_cache: Literal["auto", "unified", "split", "split+pool"]
-    flash_attn: Literal["auto", "on", "off"]
+    kv_cache: KVCacheLayout
+    flash_attn: FlashAttention
     deterministic: bool
     host_cache_mib: int
     target_step_ms: int
@@ -80,7 +79,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--kv_cache",
         default="auto",
-        choices=KV_CACHES,
+        choices=get_args(KVCacheLayout),
         help="How --n_ctx is divided. unified: all sequences share it. split: each has its part "
         "to itself, as deterministic mode needs it. split+pool: half of it is split, half is for "
         "those that outgrow their part. auto: split+pool on a CPU where that shortens no "
@@ -89,7 +88,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--flash_attn",
         default="auto",
-        choices=FLASH_ATTN,
+        choices=get_args(FlashAttention),
         help="llama.cpp's flash attention. auto: off on a CPU, where it is slower behind long "
         "contexts, but on in deterministic mode, which needs it.",
     )
@@ -184,10 +183,10 @@ def read_config(args: argparse.Namespace) -> Config:
             "and one server process feeds it"
         )
     num_parts = args.max_sequences if args.deterministic or args.kv_cache == "split" else 1
-    if 0 < args.n_ctx < num_parts * _BLOCK:
+    if 0 < args.n_ctx < num_parts * BLOCK:
         each = f" for each of --max_sequences ({num_parts})" if num_parts > 1 else ""
         raise ConfigurationError(
-            f"--n_ctx is {args.n_ctx}, but must be at least {num_parts * _BLOCK}, {_BLOCK}{each}: "
+            f"--n_ctx is {args.n_ctx}, but must be at least {num_parts * BLOCK}, {BLOCK}{each}: "
             f"raise it, or leave it out{', or lower --max_sequences' if each else ''}"
         )
     if args.deterministic and args.flash_attn == "off":
@@ -221,7 +220,7 @@ def read_config(args: argparse.Namespace) -> Config:
         model_path=find_model(Path(args.model_dir)),
         http_host=args.http_host,
         http_port=args.http_port,
-        n_ctx=num_parts * _whole_blocks(args.n_ctx // num_parts),
+        n_ctx=num_parts * whole_blocks(args.n_ctx // num_parts),
         n_batch=args.n_batch,
         n_threads=args.n_threads or cgroup.num_cpus(),
         n_gpu_layers=args.n_gpu_layers,
@@ -263,14 +262,6 @@ _LEAST = {
     "drain_delay_seconds": 0,
     "grace_seconds": 0,
 }
-
-
-def _whole_blocks(num_tokens: int) -> int:
-    """Return what llama.cpp makes of so many cells.
-
-    It must be told the same: a batch may have as many rows as there were cells before it rounds.
-    """
-    return -(-num_tokens // _BLOCK) * _BLOCK
 
 
 def find_model(place: Path) -> Path:

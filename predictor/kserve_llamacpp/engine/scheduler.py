@@ -57,7 +57,6 @@ class Scheduler:
         """`own_length`: how many cells a slot has to itself; 0: all cells are the cache's to share.
 
         `is_uniform`: a sequence is always computed in the same parts, also when it comes again.
-
         Its prompt in parts of the same size, then what it generated, token by token.
         """
         self.cache = cache
@@ -287,7 +286,7 @@ class Scheduler:
     def _take_slot(self, sequence: Sequence, may_share: bool) -> int | None:
         """Return a slot that has cells for a sequence, and is taken now; None: it must wait."""
         slots, length = self._slots, len(sequence.tokens) + 1
-        if slots.fits(max(length, self.cache.known(sequence).to_restore)):
+        if slots.fits(length) and slots.fits(self.cache.known(sequence).to_restore):
             return slots.take(is_pooled=False)
         if may_share and self._fits_into_pool(sequence):
             return slots.take(is_pooled=True)

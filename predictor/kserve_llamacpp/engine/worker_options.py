@@ -6,6 +6,9 @@ from typing import Literal
 
 import msgspec
 
+KVCacheLayout = Literal["auto", "unified", "split", "split+pool"]
+FlashAttention = Literal["auto", "on", "off"]
+
 
 class WorkerOptions(msgspec.Struct, frozen=True):
     """All that the engine's process is told at its start; `host_cache_mib` None: as it fits."""
@@ -16,10 +19,10 @@ class WorkerOptions(msgspec.Struct, frozen=True):
     n_threads: int
     n_gpu_layers: int
     max_sequences: int
-    kv_cache: Literal["auto", "unified", "split", "split+pool"]
+    kv_cache: KVCacheLayout
     is_deterministic: bool
     host_cache_mib: int | None
     target_step_ms: int
     log_level: str
     log_format: str
-    flash_attn: Literal["auto", "on", "off"] = "auto"
+    flash_attn: FlashAttention = "auto"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from kserve_llamacpp.engine.backend.layout import KVCacheLayout, Layout, choose_layout
+from kserve_llamacpp.engine.backend.layout import Layout, choose_layout
 from kserve_llamacpp.engine.backend.library import LoadFailed
+from kserve_llamacpp.engine.worker_options import KVCacheLayout
 
 
 def _choose(

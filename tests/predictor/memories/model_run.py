@@ -12,7 +12,6 @@ import structlog.testing
 
 from kserve_llamacpp.engine.assembly import make_engine
 from kserve_llamacpp.engine.backend import LlamaBackend, LoadOptions
-from kserve_llamacpp.engine.backend.layout import KVCacheLayout
 from kserve_llamacpp.engine.engine import DecodeFailed, Row
 from kserve_llamacpp.engine.frames import (
     Output,
@@ -24,7 +23,7 @@ from kserve_llamacpp.engine.frames import (
     TokenLogprob,
 )
 from kserve_llamacpp.engine.scheduler import Scheduler
-from kserve_llamacpp.engine.worker_options import WorkerOptions
+from kserve_llamacpp.engine.worker_options import KVCacheLayout, WorkerOptions
 from tests.predictor.engine_run import Steps
 
 SLOTS = 4

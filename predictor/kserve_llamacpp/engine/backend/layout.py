@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kserve_llamacpp.engine.backend.library import LoadFailed
+from kserve_llamacpp.engine.cells import BLOCK, whole_blocks
+from kserve_llamacpp.engine.worker_options import KVCacheLayout
 
-KVCacheLayout = Literal["auto", "unified", "split", "split+pool"]
-
-_PADDING = 256  # llama.cpp gives each of several streams a multiple of so many cells
 _LEAST_OWN = 512  # tokens; with fewer, most sequences would have to move
 
 
@@ -38,8 +37,7 @@ def choose_layout(
     Where a sequence's cells can be moved and attention pays for others' cells, as it does on a CPU,
     cells are divided if that shortens no sequence. Raises LoadFailed.
     """
-    most_useful = -(-longest // _PADDING) * _PADDING
-    own_length = min(most_useful, n_ctx // 2 // max_sequences // _PADDING * _PADDING)
+    own_length = min(whole_blocks(longest), n_ctx // 2 // max_sequences // BLOCK * BLOCK)
     divided = Layout("split+pool", n_ctx - own_length * max_sequences, own_length)
     if asked == "auto":
         is_better_divided = can_move and pays_for_others and max_sequences > 1
@@ -53,8 +51,8 @@ def choose_layout(
             "--kv_cache split+pool moves sequences, which a model with a sliding window or a "
             "recurrent state does not allow: choose --kv_cache unified or split",
         )
-    if own_length < _PADDING:
-        least = 2 * max_sequences * _PADDING
+    if own_length < BLOCK:
+        least = 2 * max_sequences * BLOCK
         raise LoadFailed(
             "configuration",
             f"--kv_cache split+pool needs {least} tokens for --max_sequences {max_sequences}, "

@@ -7,14 +7,13 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from kserve_llamacpp import cgroup
-from kserve_llamacpp.engine.backend.layout import KVCacheLayout, choose_layout
+from kserve_llamacpp.engine.backend.layout import choose_layout
 from kserve_llamacpp.engine.backend.library import llama, start_library
 from kserve_llamacpp.engine.backend.memory import LlamaMemory
 from kserve_llamacpp.engine.backend.room import Room, Shape
-from kserve_llamacpp.engine.backend.rooms import Rooms
+from kserve_llamacpp.engine.backend.rooms import TwoRooms
 from kserve_llamacpp.engine.backend.sampler import LlamaSampler, Samplers
 from kserve_llamacpp.engine.backend.sizing import Memory, choose_n_ctx
 from kserve_llamacpp.engine.backend.vocabulary import Vocabulary
@@ -23,6 +22,7 @@ from kserve_llamacpp.engine.cache.costs import Costs
 from kserve_llamacpp.engine.engine import Row
 from kserve_llamacpp.engine.file_hash import file_hash
 from kserve_llamacpp.engine.frames import ModelFacts, SamplingParams
+from kserve_llamacpp.engine.worker_options import FlashAttention, KVCacheLayout
 
 _BYTES_PER_VALUE = 2  # F16, BF16
 _TILED_ROWS = 64  # from so many rows on, flash attention on the CPU looks at 16 rows' cells at once
@@ -46,7 +46,7 @@ class LoadOptions:
     max_sequences: int
     kv_cache: KVCacheLayout = "auto"
     is_deterministic: bool = False
-    flash_attn: Literal["auto", "on", "off"] = "auto"
+    flash_attn: FlashAttention = "auto"
 
 
 class LlamaBackend:
@@ -85,13 +85,13 @@ class LlamaBackend:
             options.max_sequences,
             self._weights.n_ctx_train,
             can_move=self.can_cut and not self.has_window,
-            pays_for_others=not self._offloads and self._flash_attention is False,
+            pays_for_others=self._is_plain_on_cpu,
         )
         can_park = LlamaMemory.can_park(options.max_sequences, self._weights.window)
         self.shares_cells = self._layout.kind == "unified" and self.can_cut and can_park
         rooms = self._make_rooms()
-        self._rooms = Rooms(rooms)
-        self.memory = self._rooms.memory
+        self._room = TwoRooms(*rooms) if len(rooms) > 1 else rooms[0]
+        self.memory = self._room.memory
         self.n_vocab: int = self._vocabulary.size
         self.own_length = self._layout.own_length
         self.num_cells: int = rooms[-1].num_cells
@@ -99,9 +99,9 @@ class LlamaBackend:
         if not self._weights.has_cells:
             self.num_cells = options.max_sequences * self.max_length
         self.max_mixed_rows = options.n_batch
-        if self._has_tiles:
+        if not self._offloads and not self._is_plain_on_cpu:
             self.max_mixed_rows = min(options.n_batch, _TILED_ROWS - 1)
-        self._samplers = Samplers(self._rooms.logits, self._vocabulary, self.max_length)
+        self._samplers = Samplers(self._room.logits, self._vocabulary, self.max_length)
 
     def tokenize(self, text: str, add_special: bool) -> list[int]:
         """Return the token ids of a text; its special tokens are recognised.
@@ -124,7 +124,7 @@ class LlamaBackend:
 
     def decode(self, rows: list[Row]) -> None:
         """Compute a batch; raises KVCacheFull or DecodeFailed."""
-        self._rooms.decode(rows)
+        self._room.decode(rows)
 
     def sampler(self, params: SamplingParams, prompt: list[int]) -> LlamaSampler:
         """Make a sampler that draws from the batch computed last."""
@@ -133,7 +133,7 @@ class LlamaBackend:
     def logits(self, row: int) -> bytes:
         """Return the logits of an output row of the batch computed last."""
         return ctypes.string_at(
-            self._rooms.logits(row), self.n_vocab * ctypes.sizeof(ctypes.c_float)
+            self._room.logits(row), self.n_vocab * ctypes.sizeof(ctypes.c_float)
         )
 
     def host_bytes(self) -> int:
@@ -173,7 +173,7 @@ class LlamaBackend:
             self.memory.cut(0, rows[0].position)
         began = clock()
         self.decode(rows)
-        self._rooms.synchronize()
+        self._room.synchronize()
         return clock() - began
 
     def facts(self) -> ModelFacts:
@@ -218,15 +218,14 @@ class LlamaBackend:
         return None if self._offloads or options.is_deterministic else False
 
     @property
-    def _has_tiles(self) -> bool:
-        return not self._offloads and self._flash_attention is not False
+    def _is_plain_on_cpu(self) -> bool:
+        return not self._offloads and self._flash_attention is False
 
     @property
     def _n_ubatch(self) -> int:
         """How many rows llama.cpp computes at once."""
         n_batch = self._options.n_batch
-        is_plain = self._flash_attention is False and not self._offloads
-        return min(n_batch, _PLAIN_ROWS) if is_plain else n_batch
+        return min(n_batch, _PLAIN_ROWS) if self._is_plain_on_cpu else n_batch
 
     def _choose_n_ctx(self, available: int | None) -> int:
         options, weights = self._options, self._weights

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,14 +43,15 @@ class Room:
             self._context, shape.num_slots, can_park=shape.can_park, window=weights.window
         )
         self._batch = Batch(shape.n_batch, self.memory.slot_twin)
-        self._places: list[int] = []
+        self._places: Sequence[int] = ()  # of the batch computed last: where each row went
         self.num_cells: int = llama.llama_n_ctx(self._context)
         self.longest: int = llama.llama_n_ctx_seq(self._context)
 
     def decode(self, rows: list[Row]) -> None:
         """Compute a batch; raises KVCacheFull or DecodeFailed."""
-        self._places = list(range(len(rows)))
-        if not self._is_unified:
+        if self._is_unified:
+            self._places = range(len(rows))
+        else:
             rows = self._in_order(rows)
         code = llama.llama_decode(self._context, self._batch.fill(rows))
         if code == 1:
@@ -71,8 +73,10 @@ class Room:
         Of split cells llama.cpp computes together only those of neighbours that come in order.
         """
         order = sorted(range(len(rows)), key=lambda at: rows[at].slot)
+        places = [0] * len(rows)
         for place, at in enumerate(order):
-            self._places[at] = place
+            places[at] = place
+        self._places = places
         return [rows[at] for at in order]
 
 

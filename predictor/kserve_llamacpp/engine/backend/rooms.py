@@ -1,4 +1,4 @@
-"""Several rooms as one: slots that have cells of their own, and slots that share a pool."""
+"""Two rooms as one: slots that have cells of their own, and slots that share a pool."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from kserve_llamacpp.engine.cache.memory import Memory
 from kserve_llamacpp.engine.engine import DecodeFailed, KVCacheFull, Row
 
 
-class Rooms:
-    """One room, or two, the slots of the second behind those of the first; owner: the backend."""
+class TwoRooms:
+    """Two rooms, the slots of the second behind those of the first; owner: the backend."""
 
-    def __init__(self, rooms: list[Room]) -> None:
-        self._rooms = rooms
-        self._first_of_second = rooms[0].num_slots
-        self.memory: Memory = rooms[0].memory
-        if len(rooms) > 1:
-            self.memory = _MemoryOfTwo(*rooms)
+    def __init__(self, first: Room, second: Room) -> None:
+        self._rooms = (first, second)
+        self.memory: Memory = _MemoryOfTwo(first, second)
         self._places: list[tuple[Room, int]] = []
 
     def decode(self, rows: list[Row]) -> None:
         """Compute a batch, all or nothing; raises KVCacheFull or DecodeFailed."""
-        parts: list[list[Row]] = [[] for _ in self._rooms]
+        first, second = self._rooms
+        mine: list[Row] = []
+        behind: list[Row] = []
         self._places = []
         for row in rows:
-            number = int(len(self._rooms) > 1 and row.slot >= self._first_of_second)
-            self._places.append((self._rooms[number], len(parts[number])))
-            inside = replace(row, slot=row.slot - self._first_of_second) if number else row
-            parts[number].append(inside)
-        for number, part in enumerate(parts):
-            if not part:
-                continue
+            if row.slot < first.num_slots:
+                self._places.append((first, len(mine)))
+                mine.append(row)
+            else:
+                self._places.append((second, len(behind)))
+                behind.append(replace(row, slot=row.slot - first.num_slots))
+        if mine:
+            first.decode(mine)
+        if behind:
             try:
-                self._rooms[number].decode(part)
+                second.decode(behind)
             except (KVCacheFull, DecodeFailed):
-                if number:
-                    self._take_back(parts[0])
+                self._take_back(mine)
                 raise
 
     def logits(self, row: int) -> Any:
