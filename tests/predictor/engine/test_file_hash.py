@@ -51,3 +51,16 @@ def test_another_size_is_another_model(tmp_path: Path) -> None:
 def test_small_files_have_a_hash(tmp_path: Path, size: int) -> None:
     """A file that is smaller than a sample is read as it is."""
     assert len(file_hash(_file(tmp_path / "a", size=size))) == 64
+
+
+def test_every_part_of_a_model_in_several_files_counts(tmp_path: Path) -> None:
+    """The first part stands for all: another second part is another model."""
+    hashes = set()
+    for name, change in (("a", None), ("b", None), ("c", range(100))):
+        folder = tmp_path / name
+        folder.mkdir()
+        first = _file(folder / f"{name}-00001-of-00002.gguf", size=1000)
+        _file(folder / f"{name}-00002-of-00002.gguf", change, size=1000)
+        hashes.add(file_hash(first))
+
+    assert len(hashes) == 2
