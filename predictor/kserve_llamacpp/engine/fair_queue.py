@@ -147,9 +147,13 @@ class FairQueue(Generic[T]):
 
     def charge(self, tenant: str, prompt_tokens: int = 0, generated_tokens: int = 0) -> None:
         """Count what was computed for a tenant."""
-        cost = prompt_tokens * self._prompt_weight + generated_tokens * self._generated_weight
+        cost = self.cost(prompt_tokens, generated_tokens)
         self._tenant(tenant).service += cost
         self._charged += cost
+
+    def cost(self, prompt_tokens: int = 0, generated_tokens: int = 0) -> float:
+        """Return what a tenant is charged for so many tokens."""
+        return prompt_tokens * self._prompt_weight + generated_tokens * self._generated_weight
 
     def best_served(self, tenants: Iterable[str]) -> str | None:
         """Return who of these was served most, the latest among equals: the one to preempt from."""

@@ -10,6 +10,7 @@ from kserve_llamacpp.engine.sequence import Sequence, State
 from kserve_llamacpp.engine.slots import Slots
 
 _LOOKAHEAD = 64  # waiting sequences that are looked at, where some wait for another's prefix
+_HEAD_START = 256  # tokens of a prompt: about what fits into a few steps beside decode
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,7 @@ class Scheduler:
             self._waiting.charge(sequence.tenant, generated_tokens=1)
         else:
             self._waiting.charge(sequence.tenant, prompt_tokens=chunk.count)
+            sequence.num_charged += chunk.count
             for other in self._running:
                 if other is not sequence and not other.is_decoding:
                     other.num_overtaken += chunk.count
@@ -258,14 +260,16 @@ class Scheduler:
             return
         self._free_a_slot()
         blocked: Sequence | None = None  # the first that waits for shared cells
-        for place, sequence in enumerate(list(self._waiting)):
-            if self._is_full or place >= _LOOKAHEAD:
+        num_tried = 0
+        for sequence in list(self._waiting):
+            if self._is_full or num_tried >= _LOOKAHEAD:
                 return
             if blocked is not None:
                 if blocked.num_overtaken >= len(blocked.tokens):
                     return
                 if not self._slots.fits(len(sequence.tokens) + 1):
                     continue
+            num_tried += 1
             if self._waits_for_another(sequence):
                 continue
             slot = self._take_slot(sequence, may_share=blocked is None)
@@ -319,6 +323,7 @@ class Scheduler:
     def _start(self, sequence: Sequence, slot: int) -> None:
         sequence.slot = slot
         sequence.state = State.RUNNING
+        sequence.num_charged = 0
         is_pooled = self._slots.is_pooled(slot)
         self.cache.admit(sequence, self._num_free_cells if is_pooled else self._slots.own_length)
         self._running.append(sequence)
@@ -364,8 +369,8 @@ class Scheduler:
         waiting = [s for s in self._running if not s.is_decoding]
         if not waiting:
             return []
-        service = {tenant: self._waiting.service(tenant) for tenant in {s.tenant for s in waiting}}
-        waiting.sort(key=lambda s: (service[s.tenant], s.num_pending - s.num_overtaken))
+        rank = {tenant: self._prefill_rank(tenant) for tenant in {s.tenant for s in waiting}}
+        waiting.sort(key=lambda s: (rank[s.tenant], s.num_pending - s.num_overtaken))
         free = self._num_spare_cells
         chunks = []
         for sequence in waiting:
@@ -382,3 +387,16 @@ class Scheduler:
             chunks.append(Chunk(sequence, count))
             budget -= count
         return chunks
+
+    def _prefill_rank(self, tenant: str) -> tuple[float, bool]:
+        """Return how much a tenant was served, and whether it gets tokens now.
+
+        The first parts of a prompt do not count as service while its tenant gets no tokens: they
+        would put the next one behind the prompts of those who do.
+        """
+        service = self._waiting.service(tenant)
+        own = [s for s in self._running if s.tenant == tenant]
+        if any(s.is_decoding for s in own):
+            return service, True
+        head_start = min(_HEAD_START, max(s.num_charged for s in own))
+        return service - self._waiting.cost(prompt_tokens=head_start), False

@@ -75,6 +75,7 @@ class Sequence:
         self.num_shared = 0
         self.num_cached: int | None = None  # tokens that it found in the cache when it was admitted
         self.num_overtaken = 0  # other prompts' tokens that were computed while its own waited
+        self.num_charged = 0  # tokens of its prompt that its tenant was charged for in this slot
         self.num_failures = 0  # batches that failed since its last token, and threw it back
         self.tenant = tenant
         self.priority = priority

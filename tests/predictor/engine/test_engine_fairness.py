@@ -137,3 +137,32 @@ def test_backlogged_tenants_get_the_same(num_slots: int, seed: int) -> None:
         num_compared += 1
     assert num_compared > 50
     run.finish(2000)
+
+
+def test_a_newcomers_prompt_is_not_put_behind_those_who_get_tokens() -> None:
+    """Its first part counts as service, but not while it gets no token: its parts come in a row."""
+    run = EngineRun(num_cells=512, max_sequences=4)
+    for _ in range(2):
+        run.submit("d" * 4, max_tokens=100, tenant="flood")
+    run.steps(3)
+    run.submit("p" * 60, max_tokens=1, tenant="flood")
+    run.steps(2)
+
+    newcomer = run.submit("q" * 40, max_tokens=1, tenant="b")
+    run.steps(10)  # 4 tokens of prompts in each
+
+    assert run.is_done(newcomer)
+
+
+def test_a_long_prompt_has_only_a_head_start() -> None:
+    """Beyond that it counts, until its tenant and one that gets tokens were served alike."""
+    run = EngineRun(num_cells=4096, max_sequences=4)
+    run.submit("d" * 4, max_tokens=1000, tenant="flood")
+    run.steps(3)
+    run.submit("q" * 1500, max_tokens=1, tenant="b")
+    run.steps(64)  # the head start
+
+    other = run.submit("p" * 40, max_tokens=1, tenant="flood")
+    run.steps(200)
+
+    assert run.is_done(other)

@@ -191,3 +191,17 @@ def test_the_shortest_of_equal_beginnings_is_brought_back() -> None:
 
     assert run.cached[one] == 4
     assert _slots(run) == {0}
+
+
+def test_many_long_ones_hide_no_short_one() -> None:
+    """However many wait for the pool, a short prompt behind them is found."""
+    run = _run()
+    run.submit("x" * 30, max_tokens=9)
+    run.steps(2)
+    for _ in range(100):
+        run.submit("y" * 30, max_tokens=1)
+    short = run.submit("abc", max_tokens=2)
+    run.steps(4)
+
+    assert run.is_done(short)
+    run.finish(2000)
