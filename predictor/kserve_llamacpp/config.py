@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import get_args
 
 from kserve_llamacpp import cgroup
-from kserve_llamacpp.engine.cells import BLOCK, whole_blocks
+from kserve_llamacpp.engine.cells import BLOCK, whole_parts
 from kserve_llamacpp.engine.worker_options import FlashAttention, KVCacheLayout
 from kserve_llamacpp.errors import ConfigurationError, ModelFileError
 from kserve_llamacpp.logging import LOG_FORMATS, LOG_LEVELS
@@ -220,7 +220,7 @@ def read_config(args: argparse.Namespace) -> Config:
         model_path=find_model(Path(args.model_dir)),
         http_host=args.http_host,
         http_port=args.http_port,
-        n_ctx=num_parts * whole_blocks(args.n_ctx // num_parts),
+        n_ctx=whole_parts(args.n_ctx, num_parts),
         n_batch=args.n_batch,
         n_threads=args.n_threads or cgroup.num_cpus(),
         n_gpu_layers=args.n_gpu_layers,

@@ -31,7 +31,7 @@ class FakeMemory:
         self.first_holder = num_slots
         self.num_ids = num_slots if num_ids is None else num_ids
         self.drops: Counter[int] = Counter()
-        self.num_saves = self.num_restores = self.num_shares = 0
+        self.num_sizes = self.num_saves = self.num_restores = self.num_shares = 0
         self._num_cells = num_cells
         self._can_cut = can_cut
         self._cells: dict[int, dict[int, int]] = {}  # of each id: position -> cell
@@ -107,9 +107,17 @@ class FakeMemory:
         """Forget everything."""
         self._cells.clear()
 
+    def size(self, id: int) -> int:
+        """Return how many bytes a copy of a sequence's cells takes."""
+        self.num_sizes += 1
+        return len(self._state(id))
+
     def save(self, id: int) -> bytearray | None:
         """Copy a sequence's cells to host memory."""
         self.num_saves += 1
+        return self._state(id)
+
+    def _state(self, id: int) -> bytearray:
         cells = self._cells[id]
         tokens = {position: self._tokens[cell] for position, cell in cells.items()}
         return bytearray(json.dumps(tokens).encode())

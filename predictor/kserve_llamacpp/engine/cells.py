@@ -5,6 +5,11 @@ from __future__ import annotations
 BLOCK = 256  # it gives a sequence, or all that share, a multiple of so many
 
 
+def whole_parts(num_tokens: int, num_parts: int) -> int:
+    """Return what llama.cpp makes of so many cells, divided among sequences."""
+    return num_parts * whole_blocks(num_tokens // num_parts)
+
+
 def whole_blocks(num_tokens: int) -> int:
     """Return what llama.cpp makes of so many cells.
 

@@ -6,6 +6,8 @@ import pytest
 
 from kserve_llamacpp.engine.cache.snapshots import SnapshotCache
 from kserve_llamacpp.engine.engine import DecodeFailed
+from kserve_llamacpp.engine.frames import SamplingParams
+from kserve_llamacpp.engine.sequence import Sequence
 from tests.predictor.engine_run import EngineRun
 from tests.predictor.fake_backend import FakeBackend, letters_after
 from tests.predictor.fake_memory import FakeMemory
@@ -108,4 +110,45 @@ def test_what_does_not_fit_is_not_copied_again_and_again() -> None:
         run.submit("p" * 100 + f"b{at}", max_tokens=100)
     run.steps(30)
 
-    assert 1 <= memory.num_saves <= 3  # again only for fewer tokens
+    assert memory.num_saves == 0
+    assert 1 <= memory.num_sizes <= 3  # again only for fewer tokens
+
+
+def test_room_is_made_before_a_copy() -> None:
+    """Never is more in host memory than the tier may hold, not even while a state is copied."""
+    memory = FakeMemory(400, 4)
+    cache = SnapshotCache(memory, 400, 700, can_cut=True)
+    held: list[int] = []
+    save = memory.save
+
+    def watched(id: int) -> bytearray | None:
+        held.append(cache.host_bytes + memory.size(id))
+        return save(id)
+
+    memory.save = watched  # type: ignore[method-assign]
+    run = EngineRun(FakeBackend(num_cells=400, memory=memory), num_cells=400, cache=cache)
+    for letter in "abcdef":
+        run.submit(letter * 30, max_tokens=2)
+        run.finish()
+
+    assert len(held) == 6
+    assert max(held) <= 700
+
+
+def test_what_is_known_follows_what_is_kept() -> None:
+    """Who waits is told of a beginning as soon as it is there, and no more when it is gone."""
+    run = _run(can_cut=True, host_bytes=900)
+    cache = run.cache
+    waiting = Sequence(0, "", [ord(c) for c in "x" * 30 + "a"], 1, SamplingParams(), [], [])
+    assert cache.known(waiting).length == 0
+
+    run.submit("x" * 30 + "b", max_tokens=2)
+    run.finish()
+    assert cache.known(waiting).length == 30
+
+    waiting.tokens += [0, 0]
+    assert cache.known(waiting).length == 30
+    for letter in "cdefgh":
+        run.submit(letter * 30, max_tokens=2)
+        run.finish()
+    assert cache.known(waiting).length == 0

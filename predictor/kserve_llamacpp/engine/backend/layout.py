@@ -56,6 +56,7 @@ def choose_layout(
         raise LoadFailed(
             "configuration",
             f"--kv_cache split+pool needs {least} tokens for --max_sequences {max_sequences}, "
-            f"but there are {n_ctx}: raise --n_ctx, or choose --kv_cache unified",
+            f"but there are {n_ctx}: raise --n_ctx to that (or give the container more memory, "
+            "where --n_ctx is as much as fits), or choose --kv_cache unified",
         )
     return divided

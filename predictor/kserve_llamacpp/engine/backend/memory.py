@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+from collections.abc import Iterator
 from typing import Any
 
 from kserve_llamacpp.engine.backend.library import llama
@@ -73,30 +75,38 @@ class LlamaMemory:
         last = llama.llama_memory_seq_pos_max(self._handle, id)
         return bool(0 <= first <= max(0, length - self._window + 1) and last >= length - 1)
 
+    def size(self, id: int) -> int:
+        """Return how many bytes a copy of a sequence's cells takes."""
+        with self._nameable(id) as name:
+            return int(llama.llama_state_seq_get_size(self._context, name))
+
     def save(self, id: int) -> bytearray | None:
         """Copy a sequence's cells to host memory; None when that fails."""
-        if self._spare is None or id < self._spare:
-            return self._save(id)
-        self.share(id, self._spare, -1, -1)
-        state = self._save(self._spare)
-        self.drop(self._spare)
-        return state
+        with self._nameable(id) as name:
+            size = llama.llama_state_seq_get_size(self._context, name)
+            state = bytearray(size)
+            data = (ctypes.c_uint8 * size).from_buffer(state)
+            written = llama.llama_state_seq_get_data(self._context, data, size, name)
+            return state if written == size else None
 
     def restore(self, id: int, state: bytearray) -> bool:
         """Give a sequence the cells that were saved, in place of those it has; False: no room."""
         data = (ctypes.c_uint8 * len(state)).from_buffer(state)
         return bool(llama.llama_state_seq_set_data(self._context, data, len(state), id) > 0)
 
-    def _save(self, id: int) -> bytearray | None:
-        size = llama.llama_state_seq_get_size(self._context, id)
-        state = bytearray(size)
-        data = (ctypes.c_uint8 * size).from_buffer(state)
-        written = llama.llama_state_seq_get_data(self._context, data, size, id)
-        return state if written == size else None
-
     def clear(self) -> None:
         """Forget everything."""
         llama.llama_memory_clear(self._handle, False)
+
+    @contextlib.contextmanager
+    def _nameable(self, id: int) -> Iterator[int]:
+        """Lend an id that states may name, with the same cells."""
+        if self._spare is None or id < self._spare:
+            yield id
+            return
+        self.share(id, self._spare, -1, -1)
+        yield self._spare
+        self.drop(self._spare)
 
     def _owners(self, id: int) -> tuple[int, ...]:
         if self.slot_twin is None or id == self._spare:

@@ -229,10 +229,12 @@ class LlamaBackend:
 
     def _choose_n_ctx(self, available: int | None) -> int:
         options, weights = self._options, self._weights
-        per_cell = weights.values_per_cell() * _BYTES_PER_VALUE
+        num_parts = options.max_sequences if options.kv_cache == "split" else 1
+        cell = per_cell = weights.values_per_cell() * _BYTES_PER_VALUE
         if self._flash_attention is False:
-            scores = weights.num_heads * self._n_ubatch * _BYTES_PER_SCORE
-            per_cell += scores // (options.max_sequences if options.kv_cache == "split" else 1)
+            per_cell += weights.num_heads * self._n_ubatch * _BYTES_PER_SCORE // num_parts
+        if options.kv_cache in ("auto", "split+pool"):  # a copy of a slot's cells, when they move
+            per_cell += cell // (2 * options.max_sequences)
         return choose_n_ctx(
             options.n_ctx,
             weights.n_ctx_train * options.max_sequences,
@@ -241,6 +243,7 @@ class LlamaBackend:
                 per_cell=per_cell,
                 available=None if self._offloads else available,
             ),
+            num_parts,
         )
 
     def _make_rooms(self) -> list[Room]:

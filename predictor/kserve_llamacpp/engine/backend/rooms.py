@@ -91,6 +91,11 @@ class _MemoryOfTwo:
         room, inside = self._of(id)
         return room.memory.holds(inside, length)
 
+    def size(self, id: int) -> int:
+        """Return how many bytes a copy of a sequence's cells takes, at most."""
+        room, inside = self._of(id)
+        return room.memory.size(inside) + streams.most_added(self._most_streams)
+
     def save(self, id: int) -> bytearray | None:
         """Copy a sequence's cells to host memory; None when that fails."""
         room, inside = self._of(id)

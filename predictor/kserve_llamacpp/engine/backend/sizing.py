@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kserve_llamacpp.engine.backend.library import LoadFailed
+from kserve_llamacpp.engine.cells import BLOCK, whole_parts
 
 _GIB = 1 << 30
 _RESERVE_BYTES = 256 << 20  # compute buffers (132 MiB for a 7B model), logits, Python
@@ -28,34 +29,37 @@ class Memory:
         return self.available - self.weights - _RESERVE_BYTES
 
 
-def choose_n_ctx(asked: int, most_useful: int, memory: Memory) -> int:
+def choose_n_ctx(asked: int, most_useful: int, memory: Memory, num_parts: int = 1) -> int:
     """Return the number of cells: those asked for, or (0) as many as are useful and fit.
 
+    These are what llama.cpp makes of them when it divides them into so many parts.
     Raises LoadFailed, with the figures, when they do not fit.
     """
     room = memory.room
     if asked:
         if room is not None and asked * memory.per_cell > room:
-            raise _does_not_fit(asked, memory, room)
+            raise _does_not_fit(asked, memory, room, num_parts)
         return asked
-    n_ctx = min(_DEFAULT_MAX_CTX, most_useful)
+    least = whole_parts(_MIN_CTX, num_parts)
+    n_ctx = max(least, whole_parts(min(_DEFAULT_MAX_CTX, most_useful), num_parts))
     while room is not None and n_ctx * memory.per_cell > room:
-        n_ctx //= 2
-        if n_ctx < _MIN_CTX:
-            raise _does_not_fit(_MIN_CTX, memory, room)
+        if n_ctx == least:
+            raise _does_not_fit(least, memory, room, num_parts)
+        n_ctx = max(least, whole_parts(n_ctx // 2, num_parts))
     return n_ctx
 
 
-def _does_not_fit(n_ctx: int, memory: Memory, room: int) -> LoadFailed:
+def _does_not_fit(n_ctx: int, memory: Memory, room: int, num_parts: int) -> LoadFailed:
     weights = memory.weights / _GIB
     cells = n_ctx * memory.per_cell / _GIB
     available = (room + _RESERVE_BYTES) / _GIB + weights
     fitting = max(0, room // memory.per_cell)
-    mend = (
-        f"lower --n_ctx to {fitting} or less, or give the container more memory"
-        if fitting >= _MIN_CTX
-        else "give the container more memory, or choose a smaller model or quantisation"
-    )
+    if fitting >= max(_MIN_CTX, num_parts * BLOCK):
+        mend = f"lower --n_ctx to {fitting} or less, or give the container more memory"
+    elif fitting >= _MIN_CTX:
+        mend = "lower --max_sequences, or give the container more memory"
+    else:
+        mend = "give the container more memory, or choose a smaller model or quantisation"
     return LoadFailed(
         "out_of_memory",
         f"the model needs {weights:.2f} GiB for its weights and {cells:.2f} GiB for a KV cache "

@@ -36,6 +36,11 @@ def put_first(state: bytearray, num_streams: int, room_for: int) -> bool:
     return True
 
 
+def most_added(room_for: int) -> int:
+    """Return by how many bytes `put_first` may lengthen a state."""
+    return _WORD.size * (room_for - 1)
+
+
 def read_as(state: bytearray, num_streams: int) -> None:
     """Let a state that begins with its only stream be one of so many."""
     _WORD.pack_into(state, _NUM_STREAMS_AT, num_streams)

@@ -37,6 +37,10 @@ class Memory(Protocol):
         """Whether a sequence has every cell of its first `length` positions."""
         ...
 
+    def size(self, id: int) -> int:
+        """Return how many bytes a copy of a sequence's cells takes, at most."""
+        ...
+
     def save(self, id: int) -> bytearray | None:
         """Copy a sequence's cells to host memory; None when that fails."""
         ...

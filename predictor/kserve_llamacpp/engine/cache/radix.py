@@ -396,14 +396,17 @@ class RadixCache:
         assert node.holder is not None
         if self._host.max_bytes == 0:
             return
-        state = self._memory.save(node.holder)
-        if state is None or len(state) > self._host.max_bytes:
+        size = self._memory.size(node.holder)
+        if size > self._host.max_bytes:
             return
-        for other in self._host.in_the_way_of(len(state)):
+        for other in self._host.in_the_way_of(size):
             self._host.forget(other)
             if other.holder is None:
                 self._remove(other)
-        if self._host.num_bytes + len(state) <= self._host.max_bytes:
+        if self._host.num_bytes + size > self._host.max_bytes:
+            return
+        state = self._memory.save(node.holder)
+        if state is not None:
             self._host.put(node, state)
 
     def _remove(self, node: Node) -> None:

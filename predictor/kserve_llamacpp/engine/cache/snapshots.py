@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 from kserve_llamacpp.engine.cache.memory import (
     MIN_SHARED,
@@ -59,6 +60,7 @@ class SnapshotCache:
         self._max_bytes = host_bytes
         self._can_cut = can_cut
         self._kept: OrderedDict[Snapshot, None] = OrderedDict()  # least used first
+        self._known: WeakKeyDictionary[Sequence, tuple[int, Known]] = WeakKeyDictionary()
         self._bytes = 0
         self._too_long: int | None = None  # so many tokens, or more, do not fit
 
@@ -69,8 +71,12 @@ class SnapshotCache:
 
     def known(self, sequence: Sequence) -> Known:
         """Return how many of a waiting sequence's tokens need not be computed."""
-        snapshot, length = self._best(sequence)
-        return Known(length, 0, len(snapshot.tokens) if snapshot is not None else 0)
+        num_tokens, known = self._known.get(sequence, (0, None))
+        if known is None or num_tokens != len(sequence.tokens):
+            snapshot, length = self._best(sequence)
+            known = Known(length, 0, len(snapshot.tokens) if snapshot is not None else 0)
+            self._known[sequence] = len(sequence.tokens), known
+        return known
 
     def admit(self, sequence: Sequence, num_free: int) -> None:
         """Give a sequence, which has got a slot, the longest prefix that is known."""
@@ -172,18 +178,24 @@ class SnapshotCache:
                 self._forget(snapshot)
         if self._max_bytes == 0 or (self._too_long is not None and len(tokens) >= self._too_long):
             return False
-        state = self._memory.save(sequence.slot)
-        if state is None or len(state) > self._max_bytes:
+        size = self._memory.size(sequence.slot)
+        if size > self._max_bytes:
             self._too_long = len(tokens)
             return False
-        while self._bytes + len(state) > self._max_bytes:
+        while self._bytes + size > self._max_bytes:
             oldest = next(iter(self._kept))
             self.stats.evictions += len(oldest.tokens)
             self._forget(oldest)
+        state = self._memory.save(sequence.slot)
+        if state is None:
+            self._too_long = len(tokens)
+            return False
+        self._known.clear()
         self._kept[Snapshot(tokens, sequence.cache_salt, state)] = None
         self._bytes += len(state)
         return True
 
     def _forget(self, snapshot: Snapshot) -> None:
+        self._known.clear()
         del self._kept[snapshot]
         self._bytes -= len(snapshot.state)
