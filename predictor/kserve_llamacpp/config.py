@@ -95,7 +95,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--deterministic",
         action="store_true",
-        help="The same request gives the same bytes, alone and in any company; slower.",
+        help="The same request gives the same bytes, alone and in any company; on a CPU slower "
+        "behind long contexts.",
     )
     add(
         "--host_cache_mib",
