@@ -8,7 +8,6 @@ import msgspec
 import structlog
 
 from kserve_llamacpp.chat.prompt import chat_requests, completion_requests
-from kserve_llamacpp.chat.template import ChatTemplate
 from kserve_llamacpp.config import Config
 from kserve_llamacpp.engine.admission import QueueLimits
 from kserve_llamacpp.engine.client import EngineClient
@@ -28,6 +27,7 @@ from kserve_llamacpp.logging import resolve_format
 from kserve_llamacpp.metrics import EngineMetrics
 from kserve_llamacpp.resume import Resumable
 from kserve_llamacpp.tenant import of_tenant
+from openai_protocol.chat_template import ChatTemplate
 from openai_protocol.errors import InvalidRequest, Unavailable
 from openai_protocol.requests import (
     ChatCompletionRequest,

@@ -10,11 +10,12 @@ from dataclasses import replace
 
 from yarl import URL
 
-from openai_protocol.requests import ChatCompletionRequest, CompletionRequest, GenerationRequest
+from openai_protocol.requests import ChatCompletionRequest, CompletionRequest
 from openai_proxy.api import models
 from openai_proxy.api.openai import GenerationEndpoint
 from openai_proxy.app import Paths, Table
 from openai_proxy.config import Settings
+from openai_proxy.dialects.base import CHAT, COMPLETIONS
 from openai_proxy.dialects.openai import OpenAIDialect
 from openai_proxy.metrics import Metrics
 from openai_proxy.routing.endpoints import Endpoints, is_address, look_up
@@ -76,9 +77,9 @@ class Assembly:
         metrics: Metrics,
     ) -> None:
         """Add the generating endpoints and what FastAPI declares."""
-        kinds: dict[str, type[GenerationRequest]] = {
-            "/v1/chat/completions": ChatCompletionRequest,
-            "/v1/completions": CompletionRequest,
+        kinds: dict[str, type[ChatCompletionRequest] | type[CompletionRequest]] = {
+            CHAT: ChatCompletionRequest,
+            COMPLETIONS: CompletionRequest,
         }
         table: Table = {}
         for path, model in kinds.items():

@@ -11,19 +11,10 @@ import yaml
 from jsonschema import Draft7Validator
 
 from openai_proxy import __version__
-from openai_proxy.config import Settings
 from tests.chart import values
+from tests.docs import proxy_settings
 
 SCHEMA = json.loads((values.CHART / "values.schema.json").read_text(encoding="utf-8"))
-# The chart gives these itself: the upstream, the port of Service and probes, no backend in the pod.
-NOT_SET_BY_USERS = {
-    "host",
-    "port",
-    "upstream_url",
-    "without_upstream",
-    "model_path",
-    "model_name",
-}
 
 
 def resolved(schema: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -80,10 +71,9 @@ def test_schema_names_no_other_value() -> None:
 
 def test_settings_of_the_proxy() -> None:
     """`proxy.config` takes each setting of the proxy that is not the chart's own to give."""
-    taken = set(SCHEMA["properties"]["proxy"]["properties"]["config"]["properties"])
-    own = {name for name in Settings.model_fields if name.startswith("backend")}
+    schema = proxy_settings.SCHEMA.read_text(encoding="utf-8")
 
-    assert taken == set(Settings.model_fields) - own - NOT_SET_BY_USERS
+    assert proxy_settings.with_settings(schema) == schema
 
 
 def test_readme_has_the_table() -> None:

@@ -11,8 +11,8 @@ from prometheus_client import CollectorRegistry
 from kserve_llamacpp.config import add_flags
 from kserve_llamacpp.metrics import EngineMetrics
 from openai_protocol.errors import ErrorCode
-from openai_proxy.config import ENV_PREFIX, Settings
 from openai_proxy.metrics import Metrics
+from tests.docs import proxy_settings
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -39,11 +39,10 @@ def test_predictor_flag(flag: str) -> None:
     assert f"| `{flag}` |" in README
 
 
-@pytest.mark.parametrize("name", Settings.model_fields)
-def test_proxy_setting(name: str) -> None:
-    """README has each variable of the proxy, on the line of its flag."""
-    flag = "--backend-arg" if name == "backend_args" else "--" + name.replace("_", "-")
-    assert f"| `{flag}` | `{ENV_PREFIX}{name.upper()}` |" in README
+def test_proxy_settings() -> None:
+    """The table of the proxy's settings is what `python -m tests.docs.proxy_settings` writes."""
+    document = proxy_settings.DOCUMENT.read_text(encoding="utf-8")
+    assert proxy_settings.with_table(document) == document
 
 
 @pytest.mark.parametrize("name", metric_names())

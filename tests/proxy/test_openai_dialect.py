@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openai_protocol.errors import BadGateway
-from openai_proxy.dialects.base import AnswerHead
+from openai_proxy.dialects.base import AnswerHead, Call
 from openai_proxy.dialects.openai import OpenAIDialect, OpenAIStream
 
 EVENTS = [b'data: {"a":1}\n\n', b': note\ndata: {"b":2}\n\n', b": ping\n\n", b"data: [DONE]\n\n"]
@@ -89,7 +89,7 @@ def test_request() -> None:
         ("content-length", "2"),
         ("x-tenant", "blue"),
     ]
-    request = OpenAIDialect().request("/v1/chat/completions", headers, b"{}")
+    request = OpenAIDialect().request(Call("/v1/chat/completions", b"{}", headers=headers))
     assert request.path == "/chat/completions"
     assert request.headers == [("x-tenant", "blue"), ("content-type", "application/json")]
     assert request.body == b"{}"
@@ -114,3 +114,12 @@ def test_any_error_is_an_envelope(status: int, body: bytes) -> None:
     assert error.status >= 400
     assert error.code
     assert error.status == status or status < 400 or status >= 500
+
+
+def test_model_ids_take_only_what_is_a_model() -> None:
+    """Entries without a name are left out."""
+    assert OpenAIDialect().models(b'{"data": [{"id": "a"}, {"id": 1}, 7, {"id": "b"}]}') == (
+        "a",
+        "b",
+    )
+    assert OpenAIDialect().models(b"[]") is None

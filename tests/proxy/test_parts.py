@@ -18,11 +18,12 @@ from openai_proxy import logging
 from openai_proxy.backends.base import SupervisorOptions, backoff
 from openai_proxy.backends.llamacpp import LlamaCpp
 from openai_proxy.backends.output import MAX_LINE_BYTES, Output
+from openai_proxy.dialects.openai import OpenAIDialect
 from openai_proxy.exchange import ClientGoneError, Exchange, loggable
 from openai_proxy.metrics import Metrics
 from openai_proxy.routing import probe as probing
 from openai_proxy.routing.endpoints import Endpoint
-from openai_proxy.routing.probe import Probe, Readiness, model_ids
+from openai_proxy.routing.probe import Probe, Readiness
 from openai_proxy.running import Receive, Running
 
 
@@ -148,6 +149,8 @@ async def test_look_at_upstreams() -> None:
     """No list of models is ready if it answers; an empty list is not; nor is an error."""
 
     class Fake:
+        dialect = OpenAIDialect()
+
         def __init__(self, status: int, body: bytes) -> None:
             self.head = type("Head", (), {"status": status})
             self._body = body
@@ -181,12 +184,6 @@ async def test_look_at_upstreams() -> None:
         found = await probing.look_at(Fake(status, body))  # type: ignore[arg-type]
         assert found.is_ready is expected, (status, body)
         assert found.is_ready or found.reason
-
-
-def test_model_ids_take_only_what_is_a_model() -> None:
-    """Entries without a name are left out."""
-    assert model_ids(b'{"data": [{"id": "a"}, {"id": 1}, 7, {"id": "b"}]}') == ("a", "b")
-    assert model_ids(b"[]") is None
 
 
 def test_output_lines() -> None:

@@ -8,9 +8,9 @@ from typing import TypeVar
 
 import msgspec
 
-from kserve_llamacpp.chat.template import ChatTemplate
 from kserve_llamacpp.engine.frames import ModelFacts, SamplingParams
 from kserve_llamacpp.engine.generation import Request
+from openai_protocol.chat_template import ChatTemplate
 from openai_protocol.errors import ErrorCode, InvalidRequest
 from openai_protocol.requests import ChatCompletionRequest, CompletionRequest, GenerationRequest
 

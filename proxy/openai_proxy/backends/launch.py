@@ -11,11 +11,12 @@ from urllib.parse import quote
 import structlog
 
 from openai_protocol.errors import ApiError
+from openai_protocol.requests import CompletionRequest
 from openai_proxy.backends.base import Backend, Checks, Supervisor, SupervisorOptions
 from openai_proxy.backends.llamacpp import LlamaCpp
 from openai_proxy.backends.output import Output
 from openai_proxy.config import Settings
-from openai_proxy.dialects.base import UpstreamRequest
+from openai_proxy.dialects.base import COMPLETIONS, Call
 from openai_proxy.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -70,7 +71,8 @@ def checks(
     async def warm_up(url: str) -> bool:
         upstream = (await assembly()).backend(url)
         body = json.dumps({"model": model, "prompt": "Hello", "max_tokens": 1}).encode()
-        request = UpstreamRequest("/completions", [("content-type", "application/json")], body)
+        call = Call(COMPLETIONS, body, CompletionRequest.model_validate_json(body))
+        request = upstream.dialect.request(call)
         try:
             async with (
                 asyncio.timeout(warm_up_seconds),
@@ -78,7 +80,7 @@ def checks(
             ):
                 text = await answer.body()
                 if answer.head.status == 200:
-                    upstream.dialect.answer(answer.head, text)
+                    upstream.dialect.answer(call, answer.head, text)
                     return True
                 log.warning("warm_up_failed", status=answer.head.status)
         except (ApiError, TimeoutError):

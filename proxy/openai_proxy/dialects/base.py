@@ -1,13 +1,44 @@
-"""What a dialect is: two pure functions and a stream parser; no I/O, no configuration."""
+"""What a dialect is: pure functions over a call, and a stream parser; no I/O, no configuration."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from openai_protocol.errors import ApiError
+from openai_protocol.requests import ChatCompletionRequest, CompletionRequest, Message
 
 Headers = list[tuple[str, str]]
+
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+# Turns messages into a prompt; raises InvalidRequest.
+Render = Callable[[list[Message]], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A checked request of one of our clients, and what its answer is built from.
+
+    `path` as the client sees it (`/v1/...`); `body` as it is to be sent where bytes can pass, with
+    `upstream_model` in it; `asked` is the same, parsed: None for endpoints that only pass.
+    `model` goes into the answer, `upstream_model` to the upstream; `created` in Unix seconds.
+    """
+
+    path: str
+    body: bytes
+    asked: ChatCompletionRequest | CompletionRequest | None = None
+    headers: Headers = field(default_factory=list)
+    model: str | None = None
+    upstream_model: str | None = None
+    answer_id: str = ""
+    created: int = 0
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the client wants events."""
+        return self.asked is not None and bool(self.asked.stream)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,21 +82,43 @@ class StreamParser(Protocol):
     def feed(self, chunk: bytes) -> bytes:
         """Take bytes as they come, return whole events to forward (maybe none)."""
 
-    def finish(self) -> None:
-        """Tell that no more is fed; raises BadGateway (`upstream_stream_broken`) for a bad end."""
+    def finish(self) -> bytes:
+        """Tell that no more is fed; return the events that were still to come.
+
+        Raises BadGateway (`upstream_stream_broken`) for a bad end.
+        """
 
 
 class Dialect(Protocol):
-    """How one kind of upstream speaks."""
+    """How one kind of upstream speaks.
 
-    def request(self, path: str, headers: Headers, body: bytes) -> UpstreamRequest:
-        """Translate a checked OpenAI request; `path` as our client sees it (`/v1/...`)."""
+    `base_path` is meant where an upstream's URL has no path. `endpoints` are the paths, as our
+    clients see them, that such an upstream can serve. `stream_types` are the media types of answers
+    that `stream` reads; one that has no streams may have its whole answers' type there.
+    """
 
-    def answer(self, head: AnswerHead, body: bytes) -> bytes:
+    base_path: str
+    endpoints: frozenset[str]
+    stream_types: frozenset[str]
+    models_path: str  # below the base URL: what is asked to see whether it is ready
+
+    def request(self, call: Call) -> UpstreamRequest:
+        """Translate a call; raises InvalidRequest for what such an upstream cannot do."""
+
+    def answer(self, call: Call, head: AnswerHead, body: bytes) -> bytes:
         """Translate a whole successful answer; raises BadGateway where it is none."""
 
     def error(self, head: AnswerHead, body: bytes) -> ApiError:
         """Translate an answer with an error status."""
 
-    def stream(self) -> StreamParser:
+    def stream(self, call: Call) -> StreamParser:
         """Return a parser for one stream."""
+
+    def models(self, body: bytes) -> tuple[str, ...] | None:
+        """Return the models that the answer to `models_path` names.
+
+        None where it cannot be understood. Empty: none is ready; raise nothing.
+        """
+
+
+Json = dict[str, Any]

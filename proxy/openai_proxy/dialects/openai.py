@@ -25,8 +25,23 @@ from openai_protocol.errors import (
     Unavailable,
 )
 from openai_protocol.resume import HEADER
-from openai_protocol.sse import DONE, DONE_PAYLOAD, EventSplitter, data_of, event, split_events
-from openai_proxy.dialects.base import AnswerHead, Headers, PassedError, UpstreamRequest
+from openai_protocol.sse import (
+    DONE,
+    DONE_PAYLOAD,
+    MEDIA_TYPE,
+    EventSplitter,
+    data_of,
+    event,
+    split_events,
+)
+from openai_proxy.dialects.base import (
+    CHAT,
+    COMPLETIONS,
+    AnswerHead,
+    Call,
+    PassedError,
+    UpstreamRequest,
+)
 
 MAX_ERROR_TEXT = 1000
 GENERIC = "The upstream failed to process the request."
@@ -50,23 +65,28 @@ DROPPED_HEADERS = frozenset(
 class OpenAIDialect:
     """Passes requests, answers and streams through as they are."""
 
-    def request(self, path: str, headers: Headers, body: bytes) -> UpstreamRequest:
+    base_path = "/v1"
+    endpoints = frozenset({CHAT, COMPLETIONS})
+    stream_types = frozenset({MEDIA_TYPE})
+    models_path = "/models"
+
+    def request(self, call: Call) -> UpstreamRequest:
         """Map the path below the upstream's base URL, drop what is not the upstream's business."""
         named = {
             token.strip().lower()
-            for name, value in headers
+            for name, value in call.headers
             if name == "connection"
             for token in value.split(",")
         }
         kept = [
             (name, value)
-            for name, value in headers
+            for name, value in call.headers
             if name not in DROPPED_HEADERS and name not in named
         ]
         kept.append(("content-type", "application/json"))
-        return UpstreamRequest(path.removeprefix("/v1"), kept, body)
+        return UpstreamRequest(call.path.removeprefix("/v1"), kept, call.body)
 
-    def answer(self, head: AnswerHead, body: bytes) -> bytes:
+    def answer(self, call: Call, head: AnswerHead, body: bytes) -> bytes:
         """Return the body as it is; raises BadGateway unless it is a completion."""
         value = _json(body)
         if isinstance(value, dict) and isinstance(value.get("choices"), list):
@@ -82,9 +102,18 @@ class OpenAIDialect:
             error.retry_after_seconds = _seconds(head.retry_after)
         return error
 
-    def stream(self) -> OpenAIStream:
+    def stream(self, call: Call) -> OpenAIStream:
         """Return a parser for one stream."""
         return OpenAIStream()
+
+    def models(self, body: bytes) -> tuple[str, ...] | None:
+        """Return the names in OpenAI's list of models, or None where it is no such list."""
+        value = _json(body)
+        data = value.get("data") if isinstance(value, dict) else None
+        if not isinstance(data, list):
+            return None
+        ids = (item.get("id") for item in data if isinstance(item, dict))
+        return tuple(name for name in ids if isinstance(name, str))
 
 
 class OpenAIStream:
@@ -119,10 +148,11 @@ class OpenAIStream:
                 break
         return b"".join(passed)
 
-    def finish(self) -> None:
+    def finish(self) -> bytes:
         """Raise unless the stream has ended well."""
         if not self._is_complete:
             raise broken_stream()
+        return b""
 
     def _pass(self, raw: bytes) -> bytes:
         lines = [line for line in raw.strip(b"\n").split(b"\n") if not line.startswith(b":")]

@@ -6,8 +6,6 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from pydantic_core import from_json
-
 from openai_protocol.errors import ApiError
 from openai_proxy.routing.retry import read
 from openai_proxy.routing.upstream import Upstream
@@ -77,28 +75,14 @@ class Probe:
 async def look_at(upstream: Upstream) -> Readiness:
     """Ask an upstream for its models; an upstream without such a list is ready if it answers."""
     try:
-        head, body = await read(upstream, "/models", PROBE_TIMEOUT_SECONDS)
+        head, body = await read(upstream, upstream.dialect.models_path, PROBE_TIMEOUT_SECONDS)
     except ApiError as error:
         return Readiness(reason=str(error.code))
     if head.status in _NO_SUCH_LIST:
         return Readiness(is_ready=True, reason="")
     if head.status != 200:
         return Readiness(reason=f"HTTP {head.status}")
-    models = model_ids(body)
+    models = upstream.dialect.models(body)
     if models is None:
         return Readiness(reason="its list of models cannot be understood")
     return Readiness(bool(models), models, "" if models else "no model is ready")
-
-
-def model_ids(body: bytes) -> tuple[str, ...] | None:
-    """Return the names in OpenAI's list of models, or None where it is no such list."""
-    try:
-        value = from_json(body)
-    except ValueError:
-        return None
-    data = value.get("data") if isinstance(value, dict) else None
-    if not isinstance(data, list):
-        return None
-    return tuple(
-        item["id"] for item in data if isinstance(item, dict) and isinstance(item.get("id"), str)
-    )

@@ -119,7 +119,8 @@ class Upstream:
         self._session = session
         self._side_session = side_session
         self._endpoints = endpoints
-        self._api = URL(self.base_url if URL(base_url).path.strip("/") else f"{self.base_url}/v1")
+        has_path = bool(URL(base_url).path.strip("/"))
+        self._api = URL(self.base_url if has_path else self.base_url + dialect.base_path)
 
     async def choose(self, failed: Endpoint | None = None) -> Endpoint:
         """Return the endpoint for an attempt, if possible another than the one that failed.

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kserve_llamacpp.chat.template import ChatTemplate
+from openai_protocol.chat_template import ChatTemplate
 from openai_protocol.errors import InvalidRequest
 from openai_protocol.requests import Message
 

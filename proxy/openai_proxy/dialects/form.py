@@ -1,0 +1,98 @@
+"""OpenAI's answers and streams, made from what a translating dialect has read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from openai_protocol import responses
+from openai_protocol.requests import ChatCompletionRequest
+from openai_protocol.responses import usage as usage_of
+from openai_protocol.sse import DONE, event
+from openai_proxy.dialects.base import CHAT, Call, Json
+
+__all__ = ["Choice", "ChunkWriter", "completion", "usage_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One choice of a whole answer; `message` adds to a chat's message (`tool_calls`)."""
+
+    text: str
+    finish_reason: str = "stop"
+    message: Json | None = None
+
+
+def completion(call: Call, choices: Sequence[Choice], usage: Json | None) -> bytes:
+    """Return a whole answer; `usage` is None where the upstream tells none, and left out then."""
+    head = _head(call)
+    listed = [_choice(call, index, choice) for index, choice in enumerate(choices)]
+    name = "chat.completion" if call.path == CHAT else "text_completion"
+    body: Json = {**head, "object": name, "choices": listed}
+    if usage is not None:
+        body["usage"] = usage
+    return _json(body)
+
+
+class ChunkWriter:
+    """Writes the events of one stream; owner: its parser."""
+
+    def __init__(self, call: Call) -> None:
+        self._head = _head(call)
+        self._is_chat = call.path == CHAT
+        asked = call.asked
+        self._wants_usage = asked is not None and asked.include_usage
+        self._begun: set[int] = set()
+
+    def text(self, text: str, index: int = 0) -> bytes:
+        """Return an event with a piece of a choice's text; none for no text."""
+        return self.delta({"content": text}, index) if text else b""
+
+    def delta(self, delta: Json, index: int = 0) -> bytes:
+        """Return an event that adds to a choice: a message's fields, or `content` as text."""
+        if not self._is_chat:
+            return self._event(responses.text_chunk(self._head, index, delta.get("content") or ""))
+        return self._role(index) + self._event(responses.chat_chunk(self._head, index, delta))
+
+    def finish(self, reason: str, index: int = 0) -> bytes:
+        """Return the event that ends a choice."""
+        if not self._is_chat:
+            return self._event(responses.text_chunk(self._head, index, "", reason))
+        last = responses.chat_chunk(self._head, index, {}, reason)
+        return self._role(index) + self._event(last)
+
+    def end(self, usage: Json | None = None) -> bytes:
+        """Return what ends the stream: the usage, where it was asked for and is known."""
+        name = "chat.completion.chunk" if self._is_chat else "text_completion"
+        last = b""
+        if self._wants_usage and usage is not None:
+            last = self._event(responses.usage_chunk(self._head, name, usage))
+        return last + DONE
+
+    def _role(self, index: int) -> bytes:
+        if index in self._begun:
+            return b""
+        self._begun.add(index)
+        delta = {"role": "assistant", "content": ""}
+        return self._event(responses.chat_chunk(self._head, index, delta))
+
+    def _event(self, value: Json) -> bytes:
+        return event(_json(value))
+
+
+def _head(call: Call) -> Json:
+    return {"id": call.answer_id, "created": call.created, "model": call.model or ""}
+
+
+def _choice(call: Call, index: int, choice: Choice) -> Json:
+    if not isinstance(call.asked, ChatCompletionRequest):
+        return responses.text_choice(index, choice.text, choice.finish_reason)
+    made = responses.chat_choice(index, choice.text, choice.finish_reason)
+    made["message"] |= choice.message or {}
+    return made
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
