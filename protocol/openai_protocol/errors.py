@@ -48,6 +48,7 @@ class ErrorCode(StrEnum):
     NO_CHAT_TEMPLATE = "no_chat_template"
     # 404, 405, 409, 413
     MODEL_NOT_FOUND = "model_not_found"
+    MODEL_NOT_ALLOWED = "model_not_allowed"
     UNKNOWN_URL = "unknown_url"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     RESUME_MISMATCH = "resume_mismatch"
@@ -71,7 +72,8 @@ class ErrorCode(StrEnum):
 class ApiError(Exception):
     """An error with the status and the envelope that its client gets.
 
-    `retry_after_seconds` becomes the Retry-After header (whole seconds, at least 1).
+    `retry_after_seconds` becomes the Retry-After header (whole seconds, at least 1), `should_retry`
+    the one by which OpenAI's clients decide whether they try again by themselves.
     """
 
     status: int = 500
@@ -98,6 +100,7 @@ class ApiError(Exception):
         if type is not None:
             self.type = type
         self.retry_after_seconds = retry_after_seconds
+        self.should_retry: bool | None = None
 
     def envelope(self) -> dict[str, Any]:
         """Return the body that the client gets: `{"error": {...}}`."""
@@ -116,9 +119,12 @@ class ApiError(Exception):
 
     def headers(self) -> dict[str, str]:
         """Return the headers that go with the error: Retry-After, where it is known."""
-        if self.retry_after_seconds is None:
-            return {}
-        return {"retry-after": str(max(1, round(self.retry_after_seconds)))}
+        headers = {}
+        if self.retry_after_seconds is not None:
+            headers["retry-after"] = str(max(1, round(self.retry_after_seconds)))
+        if self.should_retry is not None:
+            headers["x-should-retry"] = str(self.should_retry).lower()
+        return headers
 
 
 class InvalidRequest(ApiError):

@@ -7,18 +7,24 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from pathlib import Path
 
 from yarl import URL
 
 from openai_protocol.requests import ChatCompletionRequest, CompletionRequest
 from openai_proxy.api import models
-from openai_proxy.api.openai import GenerationEndpoint
+from openai_proxy.api.openai import GenerationEndpoint, Serving
+from openai_proxy.api.passing import PASSED, PassingEndpoint
 from openai_proxy.app import Paths, Table
-from openai_proxy.config import Settings
-from openai_proxy.dialects.base import CHAT, COMPLETIONS
+from openai_proxy.config import ConfigError, Settings
+from openai_proxy.config.upstreams import UpstreamSettings
+from openai_proxy.dialects.base import CHAT, COMPLETIONS, Dialect, Render
 from openai_proxy.dialects.openai import OpenAIDialect
+from openai_proxy.dialects.registry import make_dialect
 from openai_proxy.metrics import Metrics
 from openai_proxy.routing.endpoints import Endpoints, is_address, look_up
+from openai_proxy.routing.models import Model, ModelTable
+from openai_proxy.routing.retry import RetryPolicy
 from openai_proxy.routing.router import Router
 from openai_proxy.routing.upstream import ClientOptions, Upstream, open_session
 from openai_proxy.running import Running
@@ -42,32 +48,44 @@ class Assembly:
         )
         self._session = open_session(options)
         self._side_session = open_session(replace(options, max_connections=SIDE_CONNECTIONS))
-        self._request_timeout_seconds = settings.request_timeout_seconds
-        self._use_env_proxies = settings.use_env_proxies
+        self._settings = settings
         self._lookups: list[asyncio.Task[None]] = []
 
-    def upstream(self, base_url: str) -> Upstream:
-        """Return an upstream that others run, whose name is looked up for as long as this lives."""
-        url = URL(base_url)
-        assert url.host is not None
-        assert url.port is not None
-        # For TLS, and for a proxy on the way, the HTTP client must know the name.
-        is_fixed = url.scheme != "http" or self._use_env_proxies or is_address(url.host)
-        if is_fixed:
-            return self.backend(base_url)
-        endpoints = Endpoints(url.host, url.port, look_up)
-        self._lookups.append(asyncio.create_task(endpoints.run()))
-        return self._upstream(base_url, endpoints)
+    def router(self) -> Router:
+        """Return the router over the configured upstreams, whose names are looked up from now on.
+
+        Raises ConfigError for a dialect's options or templates that cannot be used.
+        """
+        settings = self._settings
+        router = Router(model_table(settings), without_upstream=settings.without_upstream)
+        for upstream in settings.all_upstreams:
+            router.use(self._running_upstream(upstream), upstream.name, upstream.models)
+        if settings.backend is not None:
+            router.use(None)  # until it is ready
+        return router
 
     def backend(self, base_url: str) -> Upstream:
         """Return an upstream with one endpoint: its host."""
         url = URL(base_url)
         assert url.host is not None
         assert url.port is not None
-        return self._upstream(base_url, Endpoints(url.host, url.port, None))
+        return self._upstream(base_url, Endpoints(url.host, url.port, None), OpenAIDialect())
 
-    def _upstream(self, base_url: str, endpoints: Endpoints) -> Upstream:
-        return Upstream(self._session, self._side_session, base_url, OpenAIDialect(), endpoints)
+    def _running_upstream(self, settings: UpstreamSettings) -> Upstream:
+        """Return an upstream that others run."""
+        url = URL(settings.url)
+        assert url.host is not None
+        assert url.port is not None
+        dialect = dialect_of(settings)
+        # For TLS, and for a proxy on the way, the HTTP client must know the name.
+        is_fixed = url.scheme != "http" or self._settings.use_env_proxies or is_address(url.host)
+        endpoints = Endpoints(url.host, url.port, None if is_fixed else look_up)
+        if not is_fixed:
+            self._lookups.append(asyncio.create_task(endpoints.run()))
+        return self._upstream(settings.url, endpoints, dialect)
+
+    def _upstream(self, base_url: str, endpoints: Endpoints, dialect: Dialect) -> Upstream:
+        return Upstream(self._session, self._side_session, base_url, dialect, endpoints)
 
     def add_endpoints(
         self,
@@ -76,24 +94,29 @@ class Assembly:
         running: Running,
         metrics: Metrics,
     ) -> None:
-        """Add the generating endpoints and what FastAPI declares."""
+        """Add the generating and the passing endpoints, and what FastAPI declares."""
+        settings = self._settings
+        serving = Serving(
+            timeout_seconds=settings.request_timeout_seconds,
+            keepalive_seconds=settings.keepalive_seconds,
+            retries=RetryPolicy(
+                settings.max_retries,
+                settings.retry_backoff_seconds,
+                settings.retry_backoff_cap_seconds,
+            ),
+            on_upstream_error=metrics.upstream_failed,
+            on_retry=metrics.upstream_retried,
+        )
         kinds: dict[str, type[ChatCompletionRequest] | type[CompletionRequest]] = {
             CHAT: ChatCompletionRequest,
             COMPLETIONS: CompletionRequest,
         }
         table: Table = {}
-        for path, model in kinds.items():
-            endpoint = GenerationEndpoint(
-                path,
-                model,
-                router,
-                running,
-                self._request_timeout_seconds,
-                metrics.upstream_failed,
-                metrics.upstream_retried,
-            )
-            table[path] = {"POST": endpoint}
-        paths.add(table, models.build(router))
+        for path, kind in kinds.items():
+            table[path] = {"POST": GenerationEndpoint(path, kind, router, running, serving)}
+        for path, passed in PASSED.items():
+            table[path] = {"POST": PassingEndpoint(path, passed, router, running, serving)}
+        paths.add(table, models.build(router, settings.models_cache_seconds))
 
     async def close(self) -> None:
         """Close all connections to upstreams."""
@@ -102,3 +125,58 @@ class Assembly:
         await asyncio.gather(*self._lookups, return_exceptions=True)
         await self._session.close()
         await self._side_session.close()
+
+
+def model_table(settings: Settings) -> ModelTable:
+    """Return what the settings say of models."""
+    defaults = {
+        "temperature": settings.default_temperature,
+        "max_tokens": settings.default_max_tokens,
+    }
+    return ModelTable(
+        [
+            Model(
+                name,
+                model.upstream,
+                model.upstream_model,
+                model.aliases,
+                model.defaults,
+                model.max_tokens,
+            )
+            for name, model in settings.models.items()
+        ],
+        allowed=settings.allowed_models,
+        default=settings.default_model,
+        defaults={name: value for name, value in defaults.items() if value is not None},
+        max_tokens=settings.max_tokens_limit,
+    )
+
+
+def dialect_of(settings: UpstreamSettings) -> Dialect:
+    """Return an upstream's dialect; raises ConfigError."""
+    try:
+        return make_dialect(
+            settings.dialect, settings.options, settings.unsupported, _render(settings)
+        )
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"upstream {settings.name}: {error}") from None
+
+
+def _render(settings: UpstreamSettings) -> Render | None:
+    source = settings.chat_template
+    if settings.chat_template_file is not None:
+        source = Path(settings.chat_template_file).read_text(encoding="utf-8")
+    if source is None:
+        return None
+    from openai_protocol.chat_template import ChatTemplate  # not imported unless it is used
+
+    source = TEMPLATES.get(source, source)
+    return ChatTemplate(source, settings.bos_token, settings.eos_token).render
+
+
+TEMPLATES = {
+    "chatml": (
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}"
+        "<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+    ),
+}

@@ -8,10 +8,10 @@ backend is stopped last. A second signal ends everything at once.
 from __future__ import annotations
 
 import asyncio
-import importlib
 import os
 import signal
 import socket
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -22,8 +22,9 @@ from openai_proxy.access_log import AccessLog
 from openai_proxy.banner import banner
 from openai_proxy.config import Settings
 from openai_proxy.metrics import Metrics
-from openai_proxy.routing.router import Router
+from openai_proxy.middleware import App
 from openai_proxy.running import Running
+from openai_proxy.service import Current, Service
 from openai_proxy.state import ServerState
 
 if TYPE_CHECKING:
@@ -46,14 +47,16 @@ class Lifecycle:
         self._listener = listener
         self._port: int = listener.getsockname()[1]
         self._state = ServerState(
-            upstream_url=settings.upstream_url, without_upstream=settings.without_upstream
+            upstream_url=settings.first_upstream_url, without_upstream=settings.without_upstream
         )
         self._metrics = Metrics(lambda: self._state.models)
-        self._router = Router(without_upstream=settings.without_upstream)
         self._running = Running()
-        self._paths = app.Paths(app.health_table(self._state, self._metrics))
-        self._assembly: Assembly | None = None
-        self._assembled = asyncio.Event()
+        self._observers = (self._metrics, AccessLog(app.HEALTH_ROUTES))
+        self._service = self._new_service(settings)
+        self._current = Current(self._app(self._service))
+        self._backend_url: str | None = None
+        self._background: set[asyncio.Task[None]] = set()
+        self._watching: asyncio.Task[None] | None = None
         self._stop = asyncio.Event()
         self._is_announced = False
 
@@ -62,15 +65,11 @@ class Lifecycle:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
-        observers = (self._metrics, AccessLog(app.HEALTH_ROUTES))
-        application = app.build(
-            self._paths, observers, self._settings.max_body_bytes, lambda: self._state.is_draining
-        )
         grace_seconds = self._settings.grace_seconds + LAST_EVENTS_SECONDS
-        web = server.build(application, grace_seconds)
+        web = server.build(self._current, grace_seconds)
         log.info("listening", host=self._settings.host, port=self._port)
         serving = asyncio.create_task(web.serve(sockets=[self._listener]))
-        parts = [serving, asyncio.create_task(self._assemble())]
+        parts = [serving, asyncio.create_task(self._serve())]
         supervisor = self._start_backend()
         if supervisor is not None:
             self._state.backend = supervisor
@@ -79,15 +78,15 @@ class Lifecycle:
         await asyncio.wait({*parts, stopping}, return_when=asyncio.FIRST_COMPLETED)
         exit_code = _failure_of(parts)
         await self._drain(web, serving, with_delay=exit_code is None)
-        for part in (stopping, *parts):
-            part.cancel()
-        await asyncio.gather(stopping, *parts, return_exceptions=True)
+        tasks = (stopping, *parts, *self._background)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         try:
             if supervisor is not None:
                 await supervisor.stop(BACKEND_STOP_SECONDS)
         finally:
-            if self._assembly is not None:
-                await self._assembly.close()
+            await self._service.close()
         log.info("stopped")
         return exit_code or 0
 
@@ -106,23 +105,63 @@ class Lifecycle:
         """Begin to drain; `run` returns when all is over."""
         self._stop.set()
 
-    async def _assemble(self) -> None:
-        """Import what is slow, in a thread; then complete the server and watch the upstream."""
-        module = await asyncio.to_thread(importlib.import_module, "openai_proxy.assembly")
-        probing = await asyncio.to_thread(importlib.import_module, "openai_proxy.routing.probe")
-        assembly: Assembly = module.Assembly(self._settings)
-        self._assembly = assembly
-        assembly.add_endpoints(self._paths, self._router, self._running, self._metrics)
-        if self._settings.upstream_url is not None:
-            self._router.use(assembly.upstream(self._settings.upstream_url))
-        self._assembled.set()
-        probe = probing.Probe(
-            lambda: self._router.upstream,
-            self._settings.probe_interval_seconds,
-            on_change=self._on_readiness,
+    async def reload(self, settings: Settings) -> None:
+        """Serve new requests with other settings; those that run keep theirs.
+
+        Raises ConfigError, and changes nothing then.
+        """
+        service = self._new_service(settings)
+        try:
+            await service.build(self._backend_url)
+        except BaseException:
+            await service.close()
+            raise
+        old, self._service = self._service, service
+        self._settings = settings
+        self._use(service)
+        self._current.app = self._app(service)
+        self._watch(service)
+        self._in_background(old.retire())
+        log.info("reloaded")
+
+    def _new_service(self, settings: Settings) -> Service:
+        paths = app.Paths(app.health_table(self._state, self._metrics))
+        return Service(settings, paths, self._running, self._metrics, self._on_readiness)
+
+    def _app(self, service: Service) -> App:
+        return app.build(
+            service.paths,
+            self._observers,
+            service.settings.max_body_bytes,
+            lambda: self._state.is_draining,
         )
-        self._state.probe = probe
-        await probe.run()
+
+    async def _serve(self) -> None:
+        """Build what the settings ask for, and watch the upstreams of whatever holds then."""
+        await self._service.build()
+        self._use(self._service)
+        self._watch(self._service)
+        while self._watching is not None:
+            watching = self._watching
+            await asyncio.wait({watching})
+            if watching is self._watching:
+                await watching
+
+    def _use(self, service: Service) -> None:
+        self._state.probes = service.probes
+        self._state.upstream_url = service.settings.first_upstream_url
+        self._state.without_upstream = service.settings.without_upstream
+
+    def _watch(self, service: Service) -> None:
+        before, self._watching = self._watching, self._in_background(service.watch())
+        if before is not None:
+            before.cancel()
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task
 
     def _start_backend(self) -> Supervisor | None:
         if self._settings.backend is None:
@@ -134,21 +173,20 @@ class Lifecycle:
         )
 
     async def _assembly_when_ready(self) -> Assembly:
-        await self._assembled.wait()
-        assert self._assembly is not None
-        return self._assembly
+        await self._service.is_built.wait()
+        assert self._service.assembly is not None
+        return self._service.assembly
 
     def _on_backend(self, url: str | None) -> None:
-        assert self._assembly is not None or url is None
-        if self._assembly is not None:
-            self._router.use(None if url is None else self._assembly.backend(url))
+        self._backend_url = url
+        self._service.use_backend(url)
 
-    def _on_readiness(self, readiness: Readiness) -> None:
+    def _on_readiness(self, name: str, readiness: Readiness) -> None:
         if not readiness.is_ready:
             if self._state.backend is None or self._state.backend.is_ready:
-                log.warning("upstream_not_ready", reason=readiness.reason)
+                log.warning("upstream_not_ready", upstream=name, reason=readiness.reason)
             return
-        log.info("upstream_ready", models=list(readiness.models[:20]))
+        log.info("upstream_ready", upstream=name, models=list(readiness.models[:20]))
         if self._is_announced or self._settings.quiet or self._state.is_draining:
             return
         self._is_announced = True

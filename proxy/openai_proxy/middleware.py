@@ -81,7 +81,7 @@ class Observe:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
                 message["headers"] = [*message.get("headers", ()), header]
-            elif exchange.first_byte_at is None and message.get("body"):
+            elif exchange.first_byte_at is None and _is_event(message.get("body", b"")):
                 exchange.first_byte_at = self._clock()
             await send(message)
 
@@ -228,3 +228,8 @@ def _request_id(scope: Scope) -> str:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             return str(value, "ascii")
     return f"req_{uuid.uuid4().hex}"
+
+
+def _is_event(body: bytes) -> bool:
+    """Whether a part of an answer tells something: comments, which only keep alive, do not."""
+    return bool(body) and not body.startswith(b":")

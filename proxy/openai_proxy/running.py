@@ -14,17 +14,42 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 
 class Running:
-    """The requests that run now; owner: the server, used in its event loop only."""
+    """The requests that run now; owner: the server, used in its event loop only.
 
-    def __init__(self) -> None:
+    With a `parent` they are also among those of the parent.
+    """
+
+    def __init__(self, parent: Running | None = None) -> None:
         self._leashes: set[Leash] = set()
+        self._parent = parent
+        self._is_empty = asyncio.Event()
+        self._is_empty.set()
 
     def __len__(self) -> int:
         return len(self._leashes)
 
+    def add(self, leash: Leash) -> None:
+        """Take note of a request that begins."""
+        self._leashes.add(leash)
+        self._is_empty.clear()
+        if self._parent is not None:
+            self._parent.add(leash)
+
+    def remove(self, leash: Leash) -> None:
+        """Take note of a request that has ended."""
+        self._leashes.discard(leash)
+        if not self._leashes:
+            self._is_empty.set()
+        if self._parent is not None:
+            self._parent.remove(leash)
+
+    async def wait_for_none(self) -> None:
+        """Wait until no request runs."""
+        await self._is_empty.wait()
+
     def leash(self, timeout_seconds: float) -> Leash:
         """Return an async context for one request, to be entered by the task that serves it."""
-        return Leash(self._leashes, timeout_seconds)
+        return Leash(self, timeout_seconds)
 
     def interrupt_all(self, reason: Callable[[], ApiError]) -> int:
         """End every running request with an error; returns how many there were."""
@@ -42,8 +67,8 @@ class Leash:
     cancellation is delivered there and never later.)
     """
 
-    def __init__(self, registry: set[Leash], timeout_seconds: float) -> None:
-        self._registry = registry
+    def __init__(self, running: Running, timeout_seconds: float) -> None:
+        self._running = running
         self._timeout_seconds = timeout_seconds
         self._reason: Exception | None = None
         self._task: asyncio.Task[Any] | None = None
@@ -58,7 +83,7 @@ class Leash:
         self._timer = asyncio.get_running_loop().call_later(
             self._timeout_seconds, self._on_deadline
         )
-        self._registry.add(self)
+        self._running.add(self)
         return self
 
     async def __aexit__(
@@ -69,7 +94,7 @@ class Leash:
     ) -> None:
         assert self._task is not None
         assert self._timer is not None
-        self._registry.discard(self)
+        self._running.remove(self)
         self._timer.cancel()
         self.unwatch()
         if self._reason is None:

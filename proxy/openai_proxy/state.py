@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ class ServerState:
     upstream_url: str | None = None
     without_upstream: bool = False
     is_draining: bool = False
-    probe: Probe | None = None
+    probes: Mapping[str, Probe] = field(default_factory=dict)
     backend: Supervisor | None = None
 
     @property
@@ -30,25 +31,29 @@ class ServerState:
 
     @property
     def is_healthy(self) -> bool:
-        """Whether the backend, if there is one, is ready, and the upstream has a ready model.
+        """Whether the backend, if there is one, is ready, and an upstream has a ready model.
 
         Where no upstream is wanted, all is well once the endpoints are there.
         """
         if self.without_upstream:
-            return self.probe is not None
+            return bool(self.probes)
         if self.backend is not None and not self.backend.is_ready:
             return False
-        return self.probe is not None and self.probe.readiness.is_ready
+        return any(probe.readiness.is_ready for probe in self.probes.values())
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The models that the upstream lists."""
-        return self.probe.readiness.models if self.probe is not None else ()
+        """The models that the upstreams list."""
+        found = (name for probe in self.probes.values() for name in probe.readiness.models)
+        return tuple(dict.fromkeys(found))
 
     def report(self) -> dict[str, Any]:
         """Return the body of `GET /health`."""
         status = "healthy" if self.is_ready else "draining" if self.is_draining else "unhealthy"
-        return {"status": status, "backend": self._upstream_report()}
+        report: dict[str, Any] = {"status": status, "backend": self._upstream_report()}
+        if len(self.probes) > 1:
+            report["upstreams"] = self._each_upstream()
+        return report
 
     def _upstream_report(self) -> dict[str, Any]:
         report: dict[str, Any] = {"status": "ready" if self.is_healthy else "not_ready"}
@@ -60,6 +65,20 @@ class ServerState:
             report |= self.backend.report()
             if self.backend.is_ready and not self.is_healthy:
                 report["status"] = "not_ready"
-        if not self.is_healthy and self.probe is not None and self.probe.readiness.reason:
-            report["reason"] = self.probe.readiness.reason
+        first = next(iter(self.probes.values()), None)
+        if not self.is_healthy and first is not None and first.readiness.reason:
+            report["reason"] = first.readiness.reason
+        return report
+
+    def _each_upstream(self) -> dict[str, Any]:
+        """Return what is known of each upstream, where there are several."""
+        report = {}
+        for name, probe in self.probes.items():
+            found = probe.readiness
+            report[name] = {
+                "status": "ready" if found.is_ready else "not_ready",
+                "models": list(found.models),
+            }
+            if found.reason:
+                report[name]["reason"] = found.reason
         return report

@@ -139,8 +139,7 @@ async def upstream(listener: socket.socket | None = None) -> AsyncIterator[Stand
     """Run a stand-in; the handler is cancelled when its client leaves."""
     standin = StandIn()
     app = web.Application(client_max_size=64 * 1024 * 1024)
-    app.router.add_post("/v1/chat/completions", standin.post)
-    app.router.add_post("/v1/completions", standin.post)
+    app.router.add_post("/{path:.*}", standin.post)
     app.router.add_get("/v1/models", standin.list_models)
     app.router.add_get("/v1/models/{model}", standin.one_model)
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.2)
@@ -208,7 +207,7 @@ async def proxy(**settings: Any) -> AsyncIterator[Proxy]:
 
 
 def _has_looked(lifecycle: Lifecycle) -> bool:
-    probe = lifecycle._state.probe
+    probe = next(iter(lifecycle._state.probes.values()), None)
     return probe is not None and probe.readiness.reason != "not looked at yet"
 
 

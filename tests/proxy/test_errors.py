@@ -365,7 +365,7 @@ async def test_unexpected_failure_is_an_envelope(proxy: Proxy) -> None:
         def __getattr__(self, name: str) -> Any:
             raise RuntimeError("my secret prompt")
 
-    proxy.lifecycle._router.use(Broken())  # type: ignore[arg-type]
+    proxy.lifecycle._service._router.use(Broken())  # type: ignore[arg-type]
     with structlog.testing.capture_logs() as logs:
         status, body = await proxy.chat()
     assert (status, error_of(body)["code"]) == (500, "internal_error")

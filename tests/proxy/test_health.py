@@ -110,7 +110,7 @@ async def test_probes_do_not_queue_behind_requests(upstream: StandIn) -> None:
         chats = [asyncio.create_task(proxy.chat()) for _ in range(3)]
         await asyncio.wait_for(upstream.began.wait(), 2)
         assert (await proxy.get("/v1/models"))[0] == 200
-        assert (await proxy.lifecycle._state.probe.look()).is_ready  # type: ignore[union-attr]
+        assert (await proxy.lifecycle._state.probes["default"].look()).is_ready  # type: ignore[union-attr]
         for chat in chats:
             chat.cancel()
         await asyncio.gather(*chats, return_exceptions=True)

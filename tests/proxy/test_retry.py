@@ -15,6 +15,7 @@ from openai_proxy.server import listen
 from tests.proxy.harness import (
     CHAT,
     DONE,
+    MESSAGES,
     Proxy,
     StandIn,
     chunk,
@@ -133,14 +134,17 @@ async def test_a_refusal_is_tried_once_more(
     assert await retries(in_front) >= 1
 
 
-async def test_there_is_no_third_attempt(pods: Pods, in_front: Proxy) -> None:
-    """Where the second attempt fails, too, the client is told."""
+async def test_attempts_are_bounded(pods: Pods, in_front: Proxy) -> None:
+    """Where the last attempt fails, too, the client is told, and asked not to begin anew."""
     all_pods = [await pods.start(f"127.0.0.{number}") for number in (1, 2, 3)]
     for pod in all_pods:
         pod.respond = reset
-    status, body = await in_front.chat()
-    assert (status, body["error"]["code"]) == (502, "upstream_connection_failed")
-    assert sum(len(pod.bodies) for pod in all_pods) == 2
+    body = {"model": "tiny", "messages": MESSAGES}
+    async with in_front.http.post(in_front.url + CHAT, json=body) as response:
+        assert response.status == 502
+        assert response.headers["x-should-retry"] == "false"
+        assert (await response.json())["error"]["code"] == "upstream_connection_failed"
+    assert sum(len(pod.bodies) for pod in all_pods) == 3
 
 
 async def test_nothing_is_repeated_after_the_first_event(pods: Pods, in_front: Proxy) -> None:
@@ -160,18 +164,22 @@ async def test_nothing_is_repeated_after_the_first_event(pods: Pods, in_front: P
     assert len(first.bodies) + len(second.bodies) == 1
 
 
-@pytest.mark.parametrize("code", ["server_error", "upstream_connection_failed"])
-async def test_an_answer_is_not_repeated(pods: Pods, in_front: Proxy, code: str) -> None:
-    """An error that the upstream answers with is the client's, at once: also another proxy's."""
+@pytest.mark.parametrize(
+    ("status", "num_attempts"), [(400, 1), (429, 1), (500, 1), (502, 3), (503, 3), (504, 1)]
+)
+async def test_only_who_is_busy_is_asked_again(
+    pods: Pods, in_front: Proxy, status: int, num_attempts: int
+) -> None:
+    """What an upstream refuses, or fails at, is the client's at once; 502 and 503 may pass."""
 
     async def fails(_: web.Request) -> web.StreamResponse:
-        error = {"message": "no", "type": "api_error", "param": None, "code": code}
-        return web.json_response({"error": error}, status=502)
+        error = {"message": "no", "type": "api_error", "param": None, "code": "x"}
+        return web.json_response({"error": error}, status=status)
 
     first, second = await pods.start("127.0.0.1"), await pods.start("127.0.0.2")
     first.respond = second.respond = fails
-    assert (await in_front.chat())[0] >= 500
-    assert len(first.bodies) + len(second.bodies) == 1
+    assert (await in_front.chat())[0] >= 400
+    assert len(first.bodies) + len(second.bodies) == num_attempts
 
 
 async def test_no_address_is_told_at_once(in_front: Proxy) -> None:

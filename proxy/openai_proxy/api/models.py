@@ -2,80 +2,133 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
-from urllib.parse import quote
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from pydantic_core import from_json
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from openai_protocol.errors import (
-    ApiError,
-    http_error,
-    internal_error,
-    model_not_found,
-)
-from openai_protocol.responses import model_list
+from openai_protocol.errors import ApiError, http_error, internal_error, model_not_found
+from openai_protocol.responses import model_list, model_object
 from openai_proxy import __version__
-from openai_proxy.dialects.openai import invalid_response
+from openai_proxy.dialects.openai import OpenAIDialect, invalid_response
 from openai_proxy.exchange import exchange_of
 from openai_proxy.routing.retry import read
 from openai_proxy.routing.router import Router
 from openai_proxy.routing.upstream import Upstream
 
 TIMEOUT_SECONDS = 10.0
+Objects = list[dict[str, Any]]
 
 
-def build(router: Router) -> FastAPI:
+class Catalog:
+    """The upstreams' models, kept for a while; owner: the application.
+
+    Where one upstream fails, the others' are listed; where all do, the first one's error is told.
+    """
+
+    def __init__(
+        self, router: Router, cache_seconds: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._router = router
+        self._cache_seconds = cache_seconds
+        self._clock = clock
+        self._known: Objects = []
+        self._known_until = -1.0
+
+    async def models(self, request_id: str) -> Objects:
+        """Return the model objects that clients see; raises ApiError."""
+        if self._router.without_upstream:
+            return []
+        if self._clock() >= self._known_until:
+            found = await self._ask_all(request_id)
+            self._known = self._router.table.listed(found)
+            self._known_until = self._clock() + self._cache_seconds
+        return self._known
+
+    async def _ask_all(self, request_id: str) -> Mapping[str, Objects]:
+        upstreams = {name: one for name, one in self._router.upstreams.items() if one is not None}
+        if not upstreams:
+            self._router.route(None)  # says why there is none
+        answers = await asyncio.gather(
+            *(self._ask(name, upstream, request_id) for name, upstream in upstreams.items()),
+            return_exceptions=True,
+        )
+        found: dict[str, Objects] = {}
+        failed: list[BaseException] = []
+        for name, answer in zip(upstreams, answers, strict=True):
+            if isinstance(answer, BaseException):
+                failed.append(answer)
+            else:
+                found[name] = answer
+        if failed and (not found or not isinstance(failed[0], ApiError)):
+            raise failed[0]
+        return found
+
+    async def _ask(self, name: str, upstream: Upstream, request_id: str) -> Objects:
+        fixed = self._router.fixed.get(name)
+        if fixed is not None:
+            return [model_object(model, 0, name) for model in fixed]
+        return await objects_of(upstream, request_id)
+
+
+async def objects_of(upstream: Upstream, request_id: str = "") -> Objects:
+    """Return an upstream's model objects, made where it lists only names; raises ApiError."""
+    dialect = upstream.dialect
+    head, body = await read(upstream, dialect.models_path, TIMEOUT_SECONDS, request_id)
+    if head.status != 200:
+        raise dialect.error(head, body)
+    if isinstance(dialect, OpenAIDialect):
+        try:
+            value = from_json(body)
+        except ValueError:
+            raise invalid_response() from None
+        data = value.get("data") if isinstance(value, dict) else None
+        if not isinstance(data, list):
+            raise invalid_response()
+        return [item for item in data if isinstance(item, dict)]
+    names = dialect.models(body)
+    if names is None:
+        raise invalid_response()
+    return [model_object(name, 0, "upstream") for name in names]
+
+
+def build(router: Router, cache_seconds: float) -> FastAPI:
     """Return the application for all paths that are not hot: those declared here, else 404."""
     app = FastAPI(
         title="OpenAI proxy", version=__version__, openapi_url=None, redirect_slashes=False
     )
     for kind in (StarletteHTTPException, ApiError, Exception):
         app.add_exception_handler(kind, _refuse)
+    catalog = Catalog(router, cache_seconds)
 
     @app.get("/v1/models")
     async def models(request: Request) -> Response:
-        """List the upstream's models."""
-        if router.without_upstream:
-            return _json(model_list([]))
-        value = await _ask(router.route(None), "/models", request)
-        data = value.get("data")
-        if not isinstance(data, list):
-            raise invalid_response()
-        return _json(model_list([item for item in data if isinstance(item, dict)]))
+        """List the models."""
+        exchange = exchange_of(request.scope)
+        exchange.route = request.scope["route"].path
+        return _json(model_list(await catalog.models(exchange.request_id)))
 
     @app.get("/v1/models/{model:path}")
     async def model(model: str, request: Request) -> Response:
-        """Describe one of the upstream's models."""
+        """Describe one of the models."""
         if not model:
             raise http_error(404, "GET", request.url.path)
-        exchange_of(request.scope).model = model
-        value = await _ask(router.route(model), f"/models/{quote(model)}", request, model)
-        return _json(value)
+        exchange = exchange_of(request.scope)
+        exchange.route = request.scope["route"].path
+        exchange.model = model
+        router.route(model)
+        for item in await catalog.models(exchange.request_id):
+            if item.get("id") == model:
+                return _json(item)
+        raise model_not_found(model)
 
     return app
-
-
-async def _ask(
-    upstream: Upstream, path: str, request: Request, model: str | None = None
-) -> dict[str, Any]:
-    exchange = exchange_of(request.scope)
-    exchange.route = request.scope["route"].path
-    head, body = await read(upstream, path, TIMEOUT_SECONDS, exchange.request_id)
-    if head.status == 404 and model is not None:
-        raise model_not_found(model)
-    if head.status != 200:
-        raise upstream.dialect.error(head, body)
-    try:
-        value = from_json(body)
-    except ValueError:
-        raise invalid_response() from None
-    if not isinstance(value, dict):
-        raise invalid_response()
-    return value
 
 
 def _json(value: Any) -> Response:

@@ -5,32 +5,46 @@ Plain ASGI, since these are the hot paths: no framework, and no JSON parsed per 
 
 from __future__ import annotations
 
-import asyncio
+import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic_core import from_json
 
 from openai_protocol.errors import ApiError
 from openai_protocol.requests import ChatCompletionRequest, CompletionRequest
 from openai_protocol.resume import FIELD, without_resume
-from openai_protocol.sse import MEDIA_TYPE, event
-from openai_protocol.validation import parse_request
+from openai_protocol.sse import MEDIA_TYPE
+from openai_protocol.validation import check_request, parse_request
 from openai_proxy.dialects.base import CHAT, COMPLETIONS, Call, Dialect, Headers
 from openai_proxy.dialects.openai import invalid_response
+from openai_proxy.event_stream import EventStream
 from openai_proxy.exchange import Exchange, exchange_of
 from openai_proxy.middleware import Receive, Scope, Send, read_body, send_json
 from openai_proxy.routing.endpoints import Endpoint
-from openai_proxy.routing.retry import with_one_retry
-from openai_proxy.routing.router import Router
+from openai_proxy.routing.models import changes
+from openai_proxy.routing.retry import Refused, RetryPolicy, with_retries
+from openai_proxy.routing.router import Route, Router
 from openai_proxy.routing.upstream import Answer, Upstream
 from openai_proxy.running import Leash, Running
 
-LAST_WORDS_SECONDS = 2.0
+Asked = ChatCompletionRequest | CompletionRequest
 _ID_PREFIX = {CHAT: "chatcmpl", COMPLETIONS: "cmpl"}
-_STREAM_HEAD = [
-    (b"content-type", MEDIA_TYPE.encode() + b"; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),  # nginx would collect events otherwise
-]
+_PLAIN = frozenset({"", "identity"})
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """How generating requests are served; times in seconds."""
+
+    timeout_seconds: float
+    keepalive_seconds: float = 0.0
+    retries: RetryPolicy = field(default_factory=RetryPolicy)
+    on_upstream_error: Callable[[str], None] = lambda _: None
+    on_retry: Callable[[], None] = lambda: None
+    clock: Callable[[], float] = time.time
 
 
 class GenerationEndpoint:
@@ -42,25 +56,21 @@ class GenerationEndpoint:
         request_model: type[ChatCompletionRequest] | type[CompletionRequest],
         router: Router,
         running: Running,
-        request_timeout_seconds: float,
-        on_upstream_error: Callable[[str], None] = lambda _: None,
-        on_retry: Callable[[], None] = lambda: None,
-        clock: Callable[[], float] = time.time,
+        serving: Serving,
     ) -> None:
         self._path = path
         self._request_model = request_model
         self._router = router
         self._running = running
-        self._request_timeout_seconds = request_timeout_seconds
-        self._on_upstream_error = on_upstream_error
-        self._on_retry = on_retry
-        self._clock = clock
+        self._serving = serving
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; an error after a stream has begun becomes its last event."""
         exchange = exchange_of(scope)
+        serving = self._serving
+        stream = EventStream(send, serving.keepalive_seconds)
         try:
-            async with self._running.leash(self._request_timeout_seconds) as leash:
+            async with self._running.leash(serving.timeout_seconds) as leash:
                 body = await read_body(receive)
                 leash.watch(receive)
                 asked = parse_request(self._request_model, body)
@@ -68,105 +78,113 @@ class GenerationEndpoint:
                     body = without_resume(body)
                 exchange.model = asked.model
                 exchange.is_stream = bool(asked.stream)
-                upstream = self._router.route(asked.model)
-                call = Call(
-                    path=self._path,
-                    body=body,
-                    asked=asked,
-                    headers=_headers(scope),
-                    model=asked.model,
-                    upstream_model=asked.model,
-                    answer_id=f"{_ID_PREFIX[self._path]}-{exchange.request_id}",
-                    created=int(self._clock()),
-                )
-                await self._answer(upstream, call, exchange, leash, send)
+                route = self._router.route(asked.model)
+                call = self._call(asked, body, route, scope)
+                if not exchange.is_stream:
+                    await self._attempt(route.upstream, call, exchange, _Whole(send))
+                    return
+                async with stream:
+                    await self._attempt(route.upstream, call, exchange, _Streamed(stream, leash))
         except ApiError as error:
             exchange.error_code = str(error.code)
-            if exchange.status is None or not exchange.is_stream:
+            if not stream.has_begun:
                 raise
-            await _end_stream(send, error)
+            await stream.fail(error)
 
-    async def _answer(
-        self,
-        upstream: Upstream,
-        call: Call,
-        exchange: Exchange,
-        leash: Leash,
-        send: Send,
+    def _call(self, asked: Asked, body: bytes, route: Route, scope: Scope) -> Call:
+        """Return the call for an upstream: the body is written anew only where it must change."""
+        changed = changes(asked, route.resolved)
+        if changed:
+            body, asked = _rewritten(type(asked), body, changed)
+        return Call(
+            path=self._path,
+            body=body,
+            asked=asked,
+            headers=request_headers(scope),
+            model=route.resolved.name,
+            upstream_model=route.resolved.upstream_model,
+            answer_id=f"{_ID_PREFIX[self._path]}-{exchange_of(scope).request_id}",
+            created=int(self._serving.clock()),
+        )
+
+    async def _attempt(
+        self, upstream: Upstream, call: Call, exchange: Exchange, answering: _Whole | _Streamed
     ) -> None:
         request = upstream.dialect.request(call)
 
         async def attempt(endpoint: Endpoint) -> None:
             async with upstream.post(endpoint, request, exchange.request_id) as answer:
                 if answer.head.status != 200:
-                    raise upstream.dialect.error(answer.head, await _error_body(answer))
-                if exchange.is_stream:
-                    await _stream(answer, upstream.dialect, call, leash, send)
-                else:
-                    await _whole(answer, upstream.dialect, call, send)
+                    error = upstream.dialect.error(answer.head, await error_body(answer))
+                    raise Refused(answer.head.status, error)
+                await answering(answer, upstream.dialect, call)
 
         def has_sent_nothing() -> bool:
             return exchange.status is None
 
+        serving = self._serving
         try:
-            await with_one_retry(upstream, attempt, has_sent_nothing, self._on_retry)
+            await with_retries(
+                upstream, attempt, serving.retries, has_sent_nothing, serving.on_retry
+            )
         except ApiError as error:
             if error.status >= 500:
-                self._on_upstream_error(str(error.code))
+                serving.on_upstream_error(str(error.code))
             raise
 
 
-async def _error_body(answer: Answer) -> bytes:
+class _Whole:
+    """Passes a whole answer on."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+
+    async def __call__(self, answer: Answer, dialect: Dialect, call: Call) -> None:
+        if answer.head.media_type == MEDIA_TYPE or answer.head.encoding not in _PLAIN:
+            raise invalid_response()
+        body = dialect.answer(call, answer.head, await answer.body())
+        await send_json(self._send, 200, body)
+
+
+class _Streamed:
+    """Passes events on as they come."""
+
+    def __init__(self, stream: EventStream, leash: Leash) -> None:
+        self._stream = stream
+        self._leash = leash
+
+    async def __call__(self, answer: Answer, dialect: Dialect, call: Call) -> None:
+        if answer.head.media_type not in dialect.stream_types or answer.head.encoding not in _PLAIN:
+            raise invalid_response()
+        parser = dialect.stream(call)
+        while not parser.is_complete and (chunk := await answer.chunk()):
+            await self._stream.write(parser.feed(chunk))
+        await self._stream.write(parser.finish())
+        self._leash.unwatch()
+        await self._stream.end()
+        await answer.finish()
+
+
+async def error_body(answer: Answer) -> bytes:
+    """Return the body of an answer with an error status, or nothing where it breaks off."""
     try:
         return await answer.body()
     except ApiError:
         return b""  # the status says enough
 
 
-async def _whole(answer: Answer, dialect: Dialect, call: Call, send: Send) -> None:
-    if answer.head.media_type == MEDIA_TYPE or answer.head.encoding not in _PLAIN:
-        raise invalid_response()
-    await send_json(send, 200, dialect.answer(call, answer.head, await answer.body()))
+def _rewritten(kind: type[Asked], body: bytes, changed: dict[str, Any]) -> tuple[bytes, Asked]:
+    """Return a request with other fields; None takes one out. Raises InvalidRequest."""
+    value = from_json(body)
+    for name, field_value in changed.items():
+        if field_value is None:
+            value.pop(name, None)
+        else:
+            value[name] = field_value
+    return json.dumps(value, ensure_ascii=False).encode(), check_request(kind, value)
 
 
-async def _stream(answer: Answer, dialect: Dialect, call: Call, leash: Leash, send: Send) -> None:
-    """Pass events on as they come; the head waits for the first, so that errors keep a status."""
-    if answer.head.media_type not in dialect.stream_types or answer.head.encoding not in _PLAIN:
-        raise invalid_response()
-    parser = dialect.stream(call)
-    has_started = False
-
-    async def pass_on(events: bytes) -> None:
-        nonlocal has_started
-        if not events:
-            return
-        if not has_started:
-            has_started = True
-            await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEAD})
-        await send({"type": "http.response.body", "body": events, "more_body": True})
-
-    while not parser.is_complete and (chunk := await answer.chunk()):
-        await pass_on(parser.feed(chunk))
-    await pass_on(parser.finish())
-    leash.unwatch()
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
-    await answer.finish()
-
-
-_PLAIN = frozenset({"", "identity"})
-
-
-async def _end_stream(send: Send, error: ApiError) -> None:
-    """Tell a stream's client why it ends; a client that does not read is not waited for."""
-    try:
-        async with asyncio.timeout(LAST_WORDS_SECONDS):
-            last = event(error.body())
-            await send({"type": "http.response.body", "body": last, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-    except TimeoutError:
-        pass
-
-
-def _headers(scope: Scope) -> Headers:
+def request_headers(scope: Scope) -> Headers:
+    """Return a request's headers as text; those that are none are left out."""
     pairs = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
     return [pair for pair in pairs if pair[1].isprintable()]

@@ -23,8 +23,9 @@ from pydantic_settings import (
 
 from openai_proxy.config.backend import BackendSettings
 from openai_proxy.config.logging import LoggingSettings
+from openai_proxy.config.models import ModelsSettings
 from openai_proxy.config.server import ServerSettings
-from openai_proxy.config.upstreams import UpstreamsSettings
+from openai_proxy.config.upstreams import DEFAULT_UPSTREAM, UpstreamsSettings
 
 ENV_PREFIX = "OPENAI_PROXY_"
 
@@ -37,6 +38,7 @@ class Settings(
     # the last comes first in --help and in the documentation
     LoggingSettings,
     BackendSettings,
+    ModelsSettings,
     UpstreamsSettings,
     ServerSettings,
     BaseSettings,
@@ -52,18 +54,31 @@ class Settings(
 
     @model_validator(mode="after")
     def _has_one_upstream(self) -> Settings:
-        given = (self.upstream_url is not None, self.backend is not None, self.without_upstream)
+        given = (
+            self.upstream_url is not None,
+            bool(self.upstreams),
+            self.backend is not None,
+            self.without_upstream,
+        )
         if sum(given) != 1:
             raise ValueError(
-                "give one of --upstream-url (a server that runs already), --backend (one that "
-                "the proxy starts) and --without-upstream (neither, for now)"
+                "give one of --upstream-url (a server that runs already; `upstreams` in the file "
+                "for several), --backend (one that the proxy starts) and --without-upstream "
+                "(neither, for now)"
             )
         if self.backend is not None and self.model_path is None:
             raise ValueError(f"--backend {self.backend} needs --model-path")
-        if self.upstream_url is None and not self.probe_interval_seconds:
+        if not self.all_upstreams and not self.probe_interval_seconds:
             raise ValueError(
                 "--probe-interval-seconds 0 is for an --upstream-url: give more without one"
             )
+        names = {upstream.name for upstream in self.all_upstreams} or {DEFAULT_UPSTREAM}
+        for name, model in self.models.items():
+            if model.upstream is not None and model.upstream not in names:
+                raise ValueError(
+                    f"models.{name}.upstream is {model.upstream!r}, but there is none of that "
+                    f"name: take one of {', '.join(sorted(names))}"
+                )
         return self
 
     @classmethod

@@ -43,11 +43,15 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class UpstreamRequest:
-    """What is sent to an upstream; `path` is below its base URL."""
+    """What is sent to an upstream; `path` is below its base URL.
+
+    `is_at_root`: below that URL without its /v1.
+    """
 
     path: str
     headers: Headers
     body: bytes
+    is_at_root: bool = False
 
 
 @dataclass(frozen=True, slots=True)

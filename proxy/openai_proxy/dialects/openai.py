@@ -10,6 +10,7 @@ What servers of this dialect answer in case of an error, all of it translated:
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -45,6 +46,8 @@ from openai_proxy.dialects.base import (
 
 MAX_ERROR_TEXT = 1000
 GENERIC = "The upstream failed to process the request."
+# What such servers have beside generation; those without /v1 stand at their root.
+PASSED = ("/v1/embeddings", "/v1/rerank", "/rerank", "/tokenize", "/detokenize")
 _OUR_CODES = frozenset(str(code) for code in ErrorCode)
 _ERROR_EVENT = re.compile(rb'\s*\{\s*"error"\s*:')
 
@@ -66,7 +69,7 @@ class OpenAIDialect:
     """Passes requests, answers and streams through as they are."""
 
     base_path = "/v1"
-    endpoints = frozenset({CHAT, COMPLETIONS})
+    endpoints = frozenset({CHAT, COMPLETIONS, *PASSED})
     stream_types = frozenset({MEDIA_TYPE})
     models_path = "/models"
 
@@ -84,13 +87,16 @@ class OpenAIDialect:
             if name not in DROPPED_HEADERS and name not in named
         ]
         kept.append(("content-type", "application/json"))
-        return UpstreamRequest(call.path.removeprefix("/v1"), kept, call.body)
+        path = call.path.removeprefix("/v1")
+        return UpstreamRequest(path, kept, call.body, is_at_root=path == call.path)
 
     def answer(self, call: Call, head: AnswerHead, body: bytes) -> bytes:
-        """Return the body as it is; raises BadGateway unless it is a completion."""
+        """Return the body as it is, but for the model's name; raises BadGateway for no answer."""
         value = _json(body)
-        if isinstance(value, dict) and isinstance(value.get("choices"), list):
-            return body
+        if isinstance(value, dict) and (call.asked is None or _has_choices(value)):
+            if call.asked is None and "error" in value:
+                raise BadGateway(GENERIC, code=ErrorCode.UPSTREAM_ERROR)
+            return _renamed(call, value, body)
         if isinstance(value, dict) and value.get("error"):
             raise BadGateway(GENERIC, code=ErrorCode.UPSTREAM_ERROR)
         raise invalid_response()
@@ -104,7 +110,7 @@ class OpenAIDialect:
 
     def stream(self, call: Call) -> OpenAIStream:
         """Return a parser for one stream."""
-        return OpenAIStream()
+        return OpenAIStream(_new_name(call))
 
     def models(self, body: bytes) -> tuple[str, ...] | None:
         """Return the names in OpenAI's list of models, or None where it is no such list."""
@@ -122,7 +128,9 @@ class OpenAIStream:
     No JSON is parsed, except that of an error event.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model: str | None = None) -> None:
+        """`model` is what the events' model is to be called; None: as the upstream does."""
+        self._field = None if model is None else b'"model":' + json.dumps(model).encode()
         self._splitter = EventSplitter()
         self._is_complete = False
         self._is_broken = False
@@ -140,13 +148,23 @@ class OpenAIStream:
             self._is_broken = True
             return b""
         if not block or _is_plain(block):
-            return block
+            return self._named(block)
         passed = []
         for raw in split_events(block):
             passed.append(self._pass(raw))
             if self.is_complete:
                 break
-        return b"".join(passed)
+        return self._named(b"".join(passed))
+
+    def _named(self, events: bytes) -> bytes:
+        """Return events with the model's other name.
+
+        Where the field is named inside a text, its quotes are escaped there.
+        """
+        if self._field is None:
+            return events
+        new_field = self._field
+        return _MODEL_FIELD.sub(lambda _: new_field, events)
 
     def finish(self) -> bytes:
         """Raise unless the stream has ended well."""
@@ -175,6 +193,7 @@ class OpenAIStream:
         return b"\n".join(lines) + b"\n\n"
 
 
+_MODEL_FIELD = re.compile(rb'"model"\s*:\s*"(?:[^"\\]|\\.)*"')
 _FIELD = re.compile(rb"(data|event|id|retry)(:|$)")
 
 
@@ -200,6 +219,22 @@ def broken_stream() -> BadGateway:
     return BadGateway(
         "The upstream's stream broke before its end.", code=ErrorCode.UPSTREAM_STREAM_BROKEN
     )
+
+
+def _has_choices(value: dict[str, Any]) -> bool:
+    return isinstance(value.get("choices"), list)
+
+
+def _new_name(call: Call) -> str | None:
+    """Return the client's name for the model, where the upstream has another one."""
+    return call.model if call.model != call.upstream_model else None
+
+
+def _renamed(call: Call, value: dict[str, Any], body: bytes) -> bytes:
+    name = _new_name(call)
+    if name is None or "model" not in value:
+        return body
+    return json.dumps(value | {"model": name}, ensure_ascii=False).encode()
 
 
 def _json(body: bytes) -> Any:

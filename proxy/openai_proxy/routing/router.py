@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from openai_protocol.errors import ErrorCode, Unavailable
+from openai_proxy.config.upstreams import DEFAULT_UPSTREAM
+from openai_proxy.routing.models import ModelTable, Resolved
 
 if TYPE_CHECKING:
     from openai_proxy.routing.upstream import Upstream
@@ -12,34 +16,77 @@ if TYPE_CHECKING:
 RETRY_AFTER_SECONDS = 2.0
 
 
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a request goes, and what its model means there."""
+
+    upstream: Upstream
+    resolved: Resolved
+
+
 class Router:
-    """Knows the upstream, once there is one; owner: the lifecycle, which sets it.
+    """Knows the upstreams, and what they list; owner: the service, which sets both.
 
     A backend that is not ready is no upstream; an upstream that others run always is one, since
-    it can say itself what it lacks.
+    it can say itself what it lacks. The first one is the default.
     """
 
-    def __init__(self, *, without_upstream: bool = False) -> None:
+    def __init__(self, table: ModelTable | None = None, *, without_upstream: bool = False) -> None:
+        self.table = table or ModelTable()
         self.without_upstream = without_upstream
-        self._upstream: Upstream | None = None
+        self._upstreams: dict[str, Upstream | None] = {}
+        self._listed: dict[str, tuple[str, ...]] = {}
+        self.fixed: dict[str, tuple[str, ...]] = {}  # models of those that are not asked for them
 
-    def use(self, upstream: Upstream | None) -> None:
-        """Send requests there from now on, or nowhere."""
-        self._upstream = upstream
+    def use(
+        self,
+        upstream: Upstream | None,
+        name: str = DEFAULT_UPSTREAM,
+        models: tuple[str, ...] = (),
+    ) -> None:
+        """Send requests there from now on, or nowhere; it keeps the place that it had.
+
+        `models`: it serves these, and is not asked what it lists.
+        """
+        self._upstreams[name] = upstream
+        self._listed.setdefault(name, models)
+        if models:
+            self.fixed[name] = models
+
+    def note_models(self, models: tuple[str, ...], name: str = DEFAULT_UPSTREAM) -> None:
+        """Take note of what an upstream lists."""
+        if name not in self.fixed:
+            self._listed[name] = models
+
+    @property
+    def upstreams(self) -> Mapping[str, Upstream | None]:
+        """The upstreams by name; None for a backend that is not ready."""
+        return self._upstreams
 
     @property
     def upstream(self) -> Upstream | None:
-        """The upstream, if there is one now."""
-        return self._upstream
+        """The default upstream, if there is one now."""
+        return next(iter(self._upstreams.values()), None)
 
-    def route(self, model: str | None) -> Upstream:
-        """Return the upstream for a model; raises Unavailable while there is none."""
+    def route(self, model: str | None) -> Route:
+        """Return the route for a model's name.
+
+        Raises Unavailable while there is none, NotFound for a model that nobody may use or has.
+        """
         if self.without_upstream:
             raise Unavailable("There is no model here yet.", code=ErrorCode.MODEL_NOT_READY)
-        if self._upstream is None:
-            raise Unavailable(
-                "The model is not ready yet; please try again in a moment.",
-                code=ErrorCode.MODEL_NOT_READY,
-                retry_after_seconds=RETRY_AFTER_SECONDS,
-            )
-        return self._upstream
+        if not self._upstreams:
+            raise _not_ready()
+        resolved = self.table.resolve(model, self._listed)
+        upstream = self._upstreams.get(resolved.upstream)
+        if upstream is None:
+            raise _not_ready()
+        return Route(upstream, resolved)
+
+
+def _not_ready() -> Unavailable:
+    return Unavailable(
+        "The model is not ready yet; please try again in a moment.",
+        code=ErrorCode.MODEL_NOT_READY,
+        retry_after_seconds=RETRY_AFTER_SECONDS,
+    )

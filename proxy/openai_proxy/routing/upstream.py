@@ -121,6 +121,8 @@ class Upstream:
         self._endpoints = endpoints
         has_path = bool(URL(base_url).path.strip("/"))
         self._api = URL(self.base_url if has_path else self.base_url + dialect.base_path)
+        # Where a server has its own endpoints beside OpenAI's: above /v1.
+        self._root = URL(str(self._api).removesuffix("/v1"))
 
     async def choose(self, failed: Endpoint | None = None) -> Endpoint:
         """Return the endpoint for an attempt, if possible another than the one that failed.
@@ -142,7 +144,13 @@ class Upstream:
         """
         headers = [*request.headers, *self._own_headers(request_id)]
         async with self._exchange(
-            self._session, endpoint, "POST", request.path, headers, request.body
+            self._session,
+            endpoint,
+            "POST",
+            request.path,
+            headers,
+            request.body,
+            is_at_root=request.is_at_root,
         ) as answer:
             yield answer
 
@@ -178,8 +186,11 @@ class Upstream:
         headers: Headers,
         body: bytes | None,
         timeout: aiohttp.ClientTimeout | None = None,  # noqa: ASYNC109  # the client's own object
+        *,
+        is_at_root: bool = False,
     ) -> AsyncIterator[Answer]:
-        url = URL(str(self._api.with_host(endpoint.host)) + path, encoded=True)
+        base = self._root if is_at_root else self._api
+        url = URL(str(base.with_host(endpoint.host)).rstrip("/") + path, encoded=True)
         endpoint.num_outstanding += 1
         try:
             async with _exchange(session, method, url, headers, body, timeout) as answer:

@@ -1,0 +1,101 @@
+"""What one configuration makes: upstreams, routes, endpoints, probes. A reload makes another."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from openai_proxy.app import Paths
+from openai_proxy.config import Settings
+from openai_proxy.config.upstreams import DEFAULT_UPSTREAM
+from openai_proxy.metrics import Metrics
+from openai_proxy.running import Running
+
+if TYPE_CHECKING:
+    from openai_proxy.assembly import Assembly
+    from openai_proxy.routing.probe import Probe, Readiness
+    from openai_proxy.routing.router import Router
+
+
+class Service:
+    """Owner of one configuration's parts: `build` it, `watch` its upstreams as a task, `retire` it.
+
+    `paths` answers from the start; what it lacks waits until all is built.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        paths: Paths,
+        running: Running,
+        metrics: Metrics,
+        on_readiness: Callable[[str, Readiness], None],
+    ) -> None:
+        self.settings = settings
+        self.paths = paths
+        self.running = Running(running)
+        self.probes: dict[str, Probe] = {}
+        self.is_built = asyncio.Event()
+        self.assembly: Assembly | None = None
+        self._router: Router | None = None
+        self._metrics = metrics
+        self._on_readiness = on_readiness
+
+    async def build(self, backend_url: str | None = None) -> None:
+        """Import what is slow, in a thread, and build all parts; `backend_url` where one is ready.
+
+        Raises ConfigError for what only shows when it is built.
+        """
+        module = await asyncio.to_thread(importlib.import_module, "openai_proxy.assembly")
+        probing = await asyncio.to_thread(importlib.import_module, "openai_proxy.routing.probe")
+        self.assembly = module.Assembly(self.settings)
+        router = self._router = self.assembly.router()
+        self.use_backend(backend_url)
+        self.assembly.add_endpoints(self.paths, router, self.running, self._metrics)
+        for name in list(router.upstreams) or [DEFAULT_UPSTREAM]:
+            self.probes[name] = probing.Probe(
+                lambda name=name: router.upstreams.get(name),
+                self.settings.probe_interval_seconds,
+                on_change=lambda readiness, name=name: self._note(name, readiness),
+            )
+        self.is_built.set()
+
+    async def watch(self) -> None:
+        """Look at the upstreams again and again; until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for probe in self.probes.values():
+                group.create_task(probe.run())
+
+    def use_backend(self, url: str | None) -> None:
+        """Send requests to the backend at this address, or nowhere while it is None."""
+        if self.settings.backend is not None and self._router is not None:
+            assert self.assembly is not None
+            self._router.use(None if url is None else self.assembly.backend(url))
+
+    async def retire(self) -> None:
+        """Wait until the last request that began here has ended, then close."""
+        await self.running.wait_for_none()
+        await self.close()
+
+    async def close(self) -> None:
+        """Close all connections to upstreams."""
+        if self.assembly is not None:
+            await self.assembly.close()
+
+    def _note(self, name: str, readiness: Readiness) -> None:
+        assert self._router is not None
+        self._router.note_models(readiness.models, name)
+        self._on_readiness(name, readiness)
+
+
+class Current:
+    """The application of the configuration that holds now; a request keeps its own."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Serve one request."""
+        await self.app(scope, receive, send)
