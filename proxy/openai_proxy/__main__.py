@@ -14,8 +14,8 @@ import structlog
 import uvloop
 
 from openai_proxy import logging
-from openai_proxy.config import ConfigError, load
-from openai_proxy.flags import parse
+from openai_proxy.config import ConfigError, Loaded, load_all
+from openai_proxy.flags import Action, read
 from openai_proxy.lifecycle import Lifecycle
 from openai_proxy.server import EXIT_PORT_TAKEN, ListenError, listen
 
@@ -23,17 +23,47 @@ EXIT_BAD_CONFIGURATION = 2
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the proxy; returns its exit code."""
+    """Run the proxy, or do what else is asked; returns its exit code."""
     try:
-        settings = load(parse(arguments))
+        command = read(arguments)
+        if command.action is Action.PRINT_SCHEMA:
+            from openai_proxy.config import schema  # no server needs it
+
+            print(schema.text(), end="")
+            return 0
+        loaded = load_all(command.flags)
     except ConfigError as error:
-        print(f"openai_proxy: {error}", file=sys.stderr)
+        for problem in error.problems:
+            print(f"openai_proxy: {problem}", file=sys.stderr)
         return EXIT_BAD_CONFIGURATION
+    if command.action is not Action.RUN:
+        _tell(loaded, command.action)
+        return 0
+    return _serve(loaded)
+
+
+def _tell(loaded: Loaded, action: Action) -> None:
+    for warning in loaded.warnings:
+        print(f"openai_proxy: {warning}", file=sys.stderr)
+    if action is Action.PRINT_CONFIG:
+        from openai_proxy.config import show  # no server needs it
+
+        print(show.text(loaded), end="")
+    else:
+        files = ", ".join(map(str, loaded.files.read)) or "no file"
+        print(f"The configuration is good: {files}, environment and flags.")
+
+
+def _serve(loaded: Loaded) -> int:
+    settings = loaded.settings
     logging.configure(settings.log_level, logging.use_json(settings.log_format, sys.stderr))
+    log = structlog.get_logger("openai_proxy")
+    for warning in loaded.warnings:
+        log.warning("unknown_variable", reason=warning)
     try:
         listener = listen(settings.host, settings.port)
     except ListenError as error:
-        structlog.get_logger("openai_proxy").error(str(error))
+        log.error(str(error))
         return EXIT_PORT_TAKEN
 
     async def run() -> int:

@@ -1,8 +1,9 @@
-"""What is written of the proxy's settings elsewhere: a table, and the chart's schema of them.
+"""What is written of the proxy's settings elsewhere: tables, and schemas of their file.
 
     python -m tests.docs.proxy_settings
 
-writes both anew: the table of docs/proxy-settings.md, and `proxy.config` in the chart's schema.
+writes them anew: the table of docs/proxy-settings.md, the aliases in docs/configuration.md,
+docs/config.schema.json, and `proxy.config` in the chart's schema.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from openai_proxy.config import Settings, flag_of, variable_of
+from openai_proxy.config import Kind, Settings, flag_of, kind_of, schema, variable_of
+from openai_proxy.config.aliases import ALIASES, Alias
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "proxy-settings.md"
+CONFIGURATION = ROOT / "docs" / "configuration.md"
+FILE_SCHEMA = ROOT / "docs" / "config.schema.json"
 SCHEMA = ROOT / "charts" / "kserve-llamacpp" / "values.schema.json"
 _BEGIN, _END = "<!-- settings -->\n", "<!-- end of settings -->\n"
+_BEGIN_ALIASES, _END_ALIASES = "<!-- aliases -->\n", "<!-- end of aliases -->\n"
 # The chart gives these itself: the upstream, the port of Service and probes, no backend in the pod.
 NOT_IN_THE_CHART = {
     "host",
@@ -37,9 +42,8 @@ def table() -> str:
     rows = ["| flag | variable | default | what |", "| --- | --- | --- | --- |"]
     for name, field in Settings.model_fields.items():
         text = (field.description or "").replace("|", "\\|")
-        rows.append(
-            f"| `{flag_of(name)}` | `{variable_of(name)}` | {_default(name, field)} | {text} |"
-        )
+        flag = "" if kind_of(field) is Kind.STRUCTURE else f"`{flag_of(name)}`"
+        rows.append(f"| {flag} | `{variable_of(name)}` | {_default(name, field)} | {text} |")
     return "\n".join(rows) + "\n"
 
 
@@ -47,6 +51,29 @@ def with_table(document: str) -> str:
     """Return the document with the table in its place."""
     before, rest = document.split(_BEGIN)
     return f"{before}{_BEGIN}\n{table()}\n{_END}{rest.split(_END)[1]}"
+
+
+def alias_table() -> str:
+    """Return the table of other systems' names."""
+    rows = ["| name | of | setting | example | means |", "| --- | --- | --- | --- | --- |"]
+    rows += [
+        f"| `{alias.name}` | {alias.system} | `{alias.setting}` | `{alias.example}` | "
+        f"{_meaning(alias)} |"
+        for alias in ALIASES
+    ]
+    return "\n".join(rows) + "\n"
+
+
+def with_aliases(document: str) -> str:
+    """Return the document with the aliases' table in its place."""
+    before, rest = document.split(_BEGIN_ALIASES)
+    end = rest.split(_END_ALIASES)[1]
+    return f"{before}{_BEGIN_ALIASES}\n{alias_table()}\n{_END_ALIASES}{end}"
+
+
+def file_schema(_: str = "") -> str:
+    """Return the schema of the configuration file."""
+    return schema.text()
 
 
 def with_settings(schema: str) -> str:
@@ -60,6 +87,20 @@ def with_settings(schema: str) -> str:
         if name not in NOT_IN_THE_CHART and not name.startswith("backend")
     }
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def _meaning(alias: Alias) -> str:
+    if alias.meaning is None:
+        return "the default"
+    meanings: tuple[Any, ...] = (
+        alias.meaning if isinstance(alias.meaning, tuple) else (alias.meaning,)
+    )
+    text = ", ".join(f"`{meaning}`" for meaning in meanings)
+    for name, value in alias.implies.items():
+        text += f", and `{name}: {value}`"
+    if alias.with_backend is not None:
+        text += f"; `{alias.with_backend}` where there is a `backend`"
+    return text
 
 
 def _default(name: str, field: FieldInfo) -> str:
@@ -88,10 +129,19 @@ def _plain(schema: Any, definitions: dict[str, Any]) -> Any:
     return plain
 
 
+MADE = (
+    (DOCUMENT, with_table),
+    (CONFIGURATION, with_aliases),
+    (FILE_SCHEMA, file_schema),
+    (SCHEMA, with_settings),
+)
+
+
 def write() -> None:
-    """Write both anew."""
-    for path, made in ((DOCUMENT, with_table), (SCHEMA, with_settings)):
-        path.write_text(made(path.read_text(encoding="utf-8")), encoding="utf-8")
+    """Write all of them anew."""
+    for path, made in MADE:
+        before = path.read_text(encoding="utf-8") if path.exists() else ""
+        path.write_text(made(before), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
+from jsonschema import Draft202012Validator
 from prometheus_client import CollectorRegistry
 
 from kserve_llamacpp.config import add_flags
 from kserve_llamacpp.metrics import EngineMetrics
 from openai_protocol.errors import ErrorCode
+from openai_proxy.config import schema
+from openai_proxy.config.aliases import PASSED_ON
 from openai_proxy.metrics import Metrics
 from tests.docs import proxy_settings
 
@@ -39,10 +45,19 @@ def test_predictor_flag(flag: str) -> None:
     assert f"| `{flag}` |" in README
 
 
-def test_proxy_settings() -> None:
-    """The table of the proxy's settings is what `python -m tests.docs.proxy_settings` writes."""
-    document = proxy_settings.DOCUMENT.read_text(encoding="utf-8")
-    assert proxy_settings.with_table(document) == document
+@pytest.mark.parametrize(
+    ("path", "made"), proxy_settings.MADE, ids=lambda held: getattr(held, "name", "")
+)
+def test_proxy_settings(path: Path, made: Callable[[str], str]) -> None:
+    """What is made of the proxy's settings is what `python -m tests.docs.proxy_settings` writes."""
+    document = path.read_text(encoding="utf-8")
+    assert made(document) == document
+
+
+@pytest.mark.parametrize("name", PASSED_ON)
+def test_variables_of_backends(name: str) -> None:
+    """The document says which variables of other systems only a backend reads."""
+    assert f"`{name}`" in proxy_settings.CONFIGURATION.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", metric_names())
@@ -55,3 +70,13 @@ def test_metric(name: str) -> None:
 def test_error_code(code: ErrorCode) -> None:
     """The list of errors has each code."""
     assert f"`{code}`" in ERRORS
+
+
+def test_examples_of_configuration() -> None:
+    """The configuration files that the document shows have the schema."""
+    document = proxy_settings.CONFIGURATION.read_text(encoding="utf-8")
+    examples = re.findall(r"```yaml\n(.*?)```", document, re.DOTALL)
+    validator = Draft202012Validator(schema.build())
+    assert examples
+    for example in examples:
+        assert list(validator.iter_errors(yaml.safe_load(example))) == []

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 
 import pytest
 
+from openai_proxy.config import ENV_PREFIX
+from openai_proxy.config.aliases import BY_NAME
+from openai_proxy.config.files import ENVIRONMENT_VARIABLE
 from tests.proxy import harness
 
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("PORT", "HOST", "UPSTREAM_URL", "BACKEND", "LOG_LEVEL"):
-        monkeypatch.delenv(f"OPENAI_PROXY_{name}", raising=False)
+    for name in list(os.environ):
+        if name.startswith(ENV_PREFIX) or name in BY_NAME or name == ENVIRONMENT_VARIABLE:
+            monkeypatch.delenv(name)
 
 
 @pytest.fixture

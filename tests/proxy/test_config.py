@@ -1,13 +1,29 @@
-"""Settings: flags, then the environment, then defaults; errors name the setting."""
+"""Settings: flags, then the environment, then defaults; errors name the setting.
+
+Files, aliases, reloading and what is printed have modules of their own: test_config_*.py.
+"""
 
 from __future__ import annotations
 
 import ipaddress
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+from pydantic import BaseModel, Field, SecretStr
+from pydantic.fields import FieldInfo
 
-from openai_proxy.config import ConfigError, Settings, flag_of, load, variable_of
+from openai_proxy.config import (
+    ConfigError,
+    Flags,
+    Kind,
+    Settings,
+    flag_of,
+    kind_of,
+    load,
+    load_all,
+    variable_of,
+)
+from openai_proxy.config.names import choices_of, from_text
 from openai_proxy.flags import parse
 
 URL = {"upstream_url": "http://127.0.0.1:8080"}
@@ -42,7 +58,7 @@ def test_every_setting_is_a_flag_and_a_variable(monkeypatch: pytest.MonkeyPatch)
     }
     for name, field in Settings.model_fields.items():
         text = values.get(name, "7")
-        if text is None or field.annotation is bool:
+        if text is None or kind_of(field) in (Kind.SWITCH, Kind.STRUCTURE):
             continue
         base = {"backend": "llamacpp", "model_path": "m.gguf"}
         flag = [f"{flag_of(name)}=--n_ctx", f"{flag_of(name)}=512"]
@@ -54,11 +70,6 @@ def test_every_setting_is_a_flag_and_a_variable(monkeypatch: pytest.MonkeyPatch)
             base.pop(name, None)
             by_variable = load(base)
         assert getattr(by_flag, name) == getattr(by_variable, name), name
-
-
-def test_aliases() -> None:
-    """--proxy-host and --proxy-port are other names of --host and --port."""
-    assert parse(["--proxy-host", "::1", "--proxy-port", "9"]) == {"host": "::1", "port": "9"}
 
 
 def test_backend_arguments() -> None:
@@ -151,3 +162,118 @@ def test_frozen() -> None:
     """Settings cannot be changed."""
     with pytest.raises(ValueError, match="frozen"):
         load(URL).port = 1
+
+
+def test_all_that_is_wrong() -> None:
+    """An error has a line for each problem."""
+    with pytest.raises(ConfigError) as raised:
+        load({**URL, "port": "80a", "log_level": "loud"})
+    first, second = raised.value.problems
+    assert first.startswith("--port: ")
+    assert second.startswith("--log-level: ")
+
+
+def test_switches_go_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flag turns off what a variable turns on."""
+    monkeypatch.setenv("OPENAI_PROXY_QUIET", "true")
+    assert load(URL).quiet
+    assert not load({**URL, **parse(["--no-quiet"])}).quiet
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--prot", "9000"], "--prot; did you mean --port?"),
+        (["--port"], "--port"),
+        (["serve"], "serve"),
+        (["--check-config", "--print-config"], "--print-config"),
+    ],
+)
+def test_bad_command_lines(arguments: list[str], says: str) -> None:
+    """What is no flag is told with the one that is like it."""
+    with pytest.raises(ConfigError) as raised:
+        parse(arguments)
+    assert says in str(raised.value)
+
+
+class Structure(BaseModel):
+    """A structure, as settings may have them."""
+
+    url: str
+
+
+class Example(BaseModel):
+    """One setting of each kind."""
+
+    text: str | None = None
+    number: int = 0
+    switch: bool | None = None
+    words: tuple[str, ...] = ()
+    mapping: dict[str, int] = Field(default_factory=dict)
+    structures: tuple[Structure, ...] | None = None
+    secret: SecretStr | None = None
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("text", "[a]", "[a]"),
+        ("number", "7", "7"),
+        ("switch", "true", "true"),
+        ("words", "a, b,", ("a", "b")),
+        ("words", '["a, b"]', ["a, b"]),
+        ("mapping", '{"a": 1}', {"a": 1}),
+        ("structures", '[{"url": "u"}]', [{"url": "u"}]),
+        ("secret", "{s", "{s"),
+    ],
+)
+def test_text_of_variables(name: str, text: str, value: Any) -> None:
+    """Lists of words are separated by commas, structures are JSON, all else is as it is."""
+    assert from_text(Example.model_fields[name], text) == value
+
+
+@pytest.mark.parametrize("name", ["mapping", "structures"])
+def test_structures_must_be_json(name: str) -> None:
+    """What is not JSON is refused with its place, and without quoting it."""
+    with pytest.raises(ValueError, match="must be JSON, and is not at line 1 column 2") as raised:
+        from_text(Example.model_fields[name], "{hunter2")
+    assert "hunter2" not in str(raised.value)
+
+
+def test_unknown_variables_are_told() -> None:
+    """A variable of ours that is no setting is a warning; links to Services are none."""
+    environ = {
+        "OPENAI_PROXY_UPSTREAM_URL": "http://h",
+        "OPENAI_PROXY_GRACE_SECOND": "3",
+        "OPENAI_PROXY_CONFIG": "tcp://10.0.0.1:80",
+        "OPENAI_PROXY_SERVICE_HOST": "10.0.0.1",
+        "OPENAI_PROXY_SERVICE_PORT_HTTP": "80",
+        "OPENAI_PROXY_PORT": "tcp://10.0.0.1:80",
+        "OPENAI_PROXY_PORT_80_TCP": "tcp://10.0.0.1:80",
+        "OPENAI_PROXY_PORT_80_TCP_PROTO": "tcp",
+    }
+    (warning,) = load_all(Flags(), environ).warnings
+    assert warning == (
+        "OPENAI_PROXY_GRACE_SECOND is no setting; did you mean OPENAI_PROXY_GRACE_SECONDS?"
+    )
+
+
+def structures(fields: dict[str, FieldInfo]) -> list[type[BaseModel]]:
+    """All models that settings are made of."""
+    found: list[type[BaseModel]] = []
+    for field in fields.values():
+        pending = list(choices_of(field.annotation))
+        while pending:
+            held = pending.pop()
+            pending += [one for argument in get_args(held) for one in choices_of(argument)]
+            if isinstance(held, type) and issubclass(held, BaseModel):
+                found += [held, *structures(held.model_fields)]
+    return found
+
+
+def test_structures_are_strict() -> None:
+    """What settings are made of is frozen as well, and refuses unknown keys."""
+    assert structures(Example.model_fields) == [Structure]
+    for structure in {Settings, *structures(Settings.model_fields)}:
+        assert structure.model_config.get("frozen"), structure
+        assert structure.model_config.get("extra") == "forbid", structure
