@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from openai_proxy.config import Flags, Settings, load_all
 from tests.chart.helm import FULLNAME, RELEASE, Rendered, render
 
 NAME = f"{FULLNAME}-proxy"
@@ -30,10 +33,11 @@ def checksum(release: Rendered) -> str:
     return str(metadata["annotations"]["checksum/config"])
 
 
-def settings(values: dict[str, Any]) -> dict[str, str]:
+def settings(values: dict[str, Any] | None = None) -> dict[str, Any]:
     data = render(values).one("ConfigMap")["data"]
-    assert isinstance(data, dict)
-    return data
+    loaded = yaml.safe_load(data["config.yaml"])
+    assert isinstance(loaded, dict)
+    return loaded
 
 
 def test_without_a_model() -> None:
@@ -49,9 +53,9 @@ def test_without_a_model() -> None:
         "Service",
         "ServiceAccount",
     }
-    data = release.one("ConfigMap")["data"]
-    assert data["OPENAI_PROXY_WITHOUT_UPSTREAM"] == "true"
-    assert "OPENAI_PROXY_UPSTREAM_URL" not in data
+    data = settings()
+    assert data["without_upstream"] is True
+    assert "upstream_url" not in data
     (dns,) = release.one("NetworkPolicy")["spec"]["egress"]
     assert {port["port"] for port in dns["ports"]} == {53}
 
@@ -74,25 +78,62 @@ def test_upstream(values: dict[str, Any], url: str) -> None:
     """Requests go to the only model, to the one that is named, or to a URL."""
     data = settings(values)
 
-    assert data["OPENAI_PROXY_UPSTREAM_URL"] == url
-    assert "OPENAI_PROXY_WITHOUT_UPSTREAM" not in data
+    assert data["upstream_url"] == url
+    assert "without_upstream" not in data
 
 
 @pytest.mark.parametrize(
-    ("given", "written"),
+    "given",
     [
-        ({"max_body_bytes": 16777216}, "16777216"),
-        ({"request_timeout_seconds": 0.5}, "0.5"),
-        ({"use_env_proxies": True}, "true"),
-        ({"log_level": "debug"}, "debug"),
+        {"max_body_bytes": 16777216},
+        {"request_timeout_seconds": 0.5},
+        {"use_env_proxies": True},
+        {"log_level": "debug"},
     ],
 )
-def test_settings(given: dict[str, Any], written: str) -> None:
-    """A setting becomes its variable, numbers as they were written."""
-    (name,) = given
-    data = settings({"proxy": {"config": given}})
+def test_settings(given: dict[str, Any]) -> None:
+    """A setting stands in the proxy's file as it was written, numbers without an exponent."""
+    release = render({"proxy": {"config": given}})
+    ((name, value),) = given.items()
+    text = release.one("ConfigMap")["data"]["config.yaml"]
 
-    assert data[f"OPENAI_PROXY_{name.upper()}"] == written
+    assert f"{name}: {str(value).lower()}\n" in f"{text}\n"
+    assert settings({"proxy": {"config": given}})[name] == value
+
+
+def test_proxy_takes_the_file(tmp_path: Path) -> None:
+    """The proxy starts with the file that the defaults make."""
+    path = tmp_path / "config.yaml"
+    path.write_text(render().one("ConfigMap")["data"]["config.yaml"], encoding="utf-8")
+
+    loaded = load_all(Flags(config=str(path)), {})
+
+    assert loaded.settings.without_upstream
+    assert (loaded.settings.grace_seconds, loaded.settings.log_format) == (30, "json")
+
+
+def test_several_upstreams() -> None:
+    """With upstreams of its own the proxy is given no other, and the policy lets it out."""
+    if "upstreams" not in Settings.model_fields:
+        pytest.skip("there is no such setting yet")
+    upstreams = [{"name": "a", "url": "http://a:8080"}, {"name": "b", "url": "http://b:8080"}]
+    values = {"models": BOTH, "proxy": {"config": {"upstreams": upstreams}}}
+    data = settings(values)
+
+    assert data["upstreams"] == upstreams
+    assert not {"upstream_url", "without_upstream"} & set(data)
+    assert render(values).one("NetworkPolicy")["spec"]["egress"] == [{}]
+
+
+def test_reload() -> None:
+    """With `reload` running pods look at the file, and a change does not roll them."""
+    rolled, reloaded = render(), render({"proxy": {"reload": True}})
+
+    assert settings()["config_poll_seconds"] == 0
+    assert "config_poll_seconds" not in settings({"proxy": {"reload": True}})
+    assert checksum(rolled)
+    metadata = reloaded.one("Deployment")["spec"]["template"]["metadata"]
+    assert "checksum/config" not in metadata["annotations"]
 
 
 def test_changed_settings_roll_the_pods() -> None:
@@ -105,12 +146,18 @@ def test_changed_settings_roll_the_pods() -> None:
 
 
 def test_pods_read_the_settings() -> None:
-    """The container's environment is the ConfigMap; own variables come after it."""
+    """The container's configuration file is the ConfigMap's; own variables come after its name."""
     env = [{"name": "OPENAI_PROXY_QUIET", "value": "true"}]
-    found = container(render({"proxy": {"env": env}}))
+    release = render({"proxy": {"env": env, "envFrom": [{"secretRef": {"name": "own"}}]}})
+    found = container(release)
 
-    assert found["envFrom"] == [{"configMapRef": {"name": NAME}}]
-    assert found["env"] == env
+    file, *own = found["env"]
+    assert own == env
+    assert found["envFrom"] == [{"secretRef": {"name": "own"}}]
+    (mount,) = [held for held in found["volumeMounts"] if held["name"] == "config"]
+    assert file == {"name": "OPENAI_PROXY_CONFIG", "value": f"{mount['mountPath']}/config.yaml"}
+    (volume,) = [held for held in pod(release)["volumes"] if held["name"] == "config"]
+    assert volume["configMap"] == {"name": NAME}
 
 
 @pytest.mark.parametrize(

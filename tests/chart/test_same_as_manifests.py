@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from openai_proxy.config import variable_of
 from tests.chart.helm import Rendered, render
 
 MANIFESTS = Path(__file__).parents[2] / "manifests" / "kserve"
@@ -30,18 +31,25 @@ def named(value: Any) -> Any:
     return value.replace(_NAME, "smollm2") if isinstance(value, str) else value
 
 
+def without_file(held: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return volumes or mounts but for that of the proxy's configuration."""
+    return [entry for entry in held if entry["name"] != "config"]
+
+
 @pytest.fixture(scope="module")
 def release() -> Rendered:
     """The model of manifests/kserve/smollm2, and the proxy in front of it."""
     return render({"models": {"smollm2": {"storageUri": "pvc://models/smollm2"}}})
 
 
+# Here settings are variables, in the chart they are a file.
+_FILE = {"env", "volumeMounts"}
 PROXY = manifest("proxy/deployment.yaml")["spec"]
 RUNTIME = named(manifest("runtime/serving-runtime.yaml"))["spec"]
 PREDICTOR = manifest("smollm2/inference-service.yaml")["spec"]["predictor"]
 
 
-@pytest.mark.parametrize("part", sorted(set(PROXY["template"]["spec"]["containers"][0]) - {"env"}))
+@pytest.mark.parametrize("part", sorted(set(PROXY["template"]["spec"]["containers"][0]) - _FILE))
 def test_proxy_container(release: Rendered, part: str) -> None:
     """Image, probes, resources and security of the proxy are those of its manifest."""
     found = release.one("Deployment")["spec"]["template"]["spec"]["containers"][0]
@@ -49,7 +57,7 @@ def test_proxy_container(release: Rendered, part: str) -> None:
     assert found[part] == PROXY["template"]["spec"]["containers"][0][part]
 
 
-@pytest.mark.parametrize("part", sorted(set(PROXY["template"]["spec"]) - {"containers"}))
+@pytest.mark.parametrize("part", sorted(set(PROXY["template"]["spec"]) - {"containers", "volumes"}))
 def test_proxy_pod(release: Rendered, part: str) -> None:
     """The proxy's pod is that of its manifest."""
     found = release.one("Deployment")["spec"]["template"]["spec"]
@@ -69,7 +77,20 @@ def test_proxy_settings(release: Rendered) -> None:
         entry["name"]: entry["value"] for entry in PROXY["template"]["spec"]["containers"][0]["env"]
     }
 
-    assert release.one("ConfigMap")["data"] == env
+    held = yaml.safe_load(release.one("ConfigMap")["data"]["config.yaml"])
+    # A change of the manifest brings new pods: only a file can be read again.
+    assert held.pop("config_poll_seconds") == 0
+    assert {variable_of(name): str(value) for name, value in held.items()} == env
+
+
+def test_proxy_volumes(release: Rendered) -> None:
+    """Beside the file of settings the chart mounts what the manifest does."""
+    given = PROXY["template"]["spec"]
+    found = release.one("Deployment")["spec"]["template"]["spec"]
+
+    assert without_file(found["volumes"]) == given["volumes"]
+    mounts = without_file(found["containers"][0]["volumeMounts"])
+    assert mounts == given["containers"][0]["volumeMounts"]
 
 
 def test_proxy_annotations(release: Rendered) -> None:

@@ -102,7 +102,7 @@ def test_changed_setting_rolls_the_pods(release: Release) -> None:
     release.helm(*again, "--set", "proxy.config.log_level=warning")
     assert not proxy_pods(release) & before
     settings = client.CoreV1Api().read_namespaced_config_map(release.proxy, release.namespace)
-    assert settings.data["OPENAI_PROXY_LOG_LEVEL"] == "warning"
+    assert "log_level: warning" in settings.data["config.yaml"]
     assert release.helm("test", release.name).count(_SUCCEEDED) == 3
 
 

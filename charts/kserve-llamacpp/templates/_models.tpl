@@ -35,7 +35,7 @@ The name of the model that the proxy's requests go to; empty where it is none of
 */}}
 {{- define "kserve-llamacpp.proxy.model" -}}
 {{- $names := keys (fromJson (include "kserve-llamacpp.models" .)) -}}
-{{- if .Values.proxy.upstreamUrl -}}
+{{- if or .Values.proxy.upstreamUrl .Values.proxy.config.upstreams -}}
 {{- else if .Values.proxy.model -}}
 {{- /* Refused here, since no template can do without the model that it looks up by this name. */ -}}
 {{- if not (has .Values.proxy.model $names) -}}

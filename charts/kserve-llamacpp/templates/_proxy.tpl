@@ -1,16 +1,23 @@
 {{/*
-The proxy's settings as environment variables.
+The proxy's configuration file.
 */}}
 {{- define "kserve-llamacpp.proxy.settings" -}}
+{{- $settings := dict -}}
+{{- if not .Values.proxy.config.upstreams -}}
 {{- with include "kserve-llamacpp.proxy.upstreamUrl" . -}}
-OPENAI_PROXY_UPSTREAM_URL: {{ . | quote }}
-{{ else -}}
-OPENAI_PROXY_WITHOUT_UPSTREAM: "true"
-{{ end -}}
-{{- range $name, $value := .Values.proxy.config -}}
-{{- /* As JSON, since a whole number would be written with an exponent otherwise. */ -}}
-{{- if not (kindIs "invalid" $value) -}}
-OPENAI_PROXY_{{ upper $name }}: {{ (kindIs "string" $value | ternary $value (toJson $value)) | quote }}
-{{ end -}}
+{{- $_ := set $settings "upstream_url" . -}}
+{{- else -}}
+{{- $_ := set $settings "without_upstream" true -}}
 {{- end -}}
+{{- end -}}
+{{- /* New pods bring new settings: the old ones need not look. */ -}}
+{{- if not .Values.proxy.reload -}}
+{{- $_ := set $settings "config_poll_seconds" 0 -}}
+{{- end -}}
+{{- range $name, $value := .Values.proxy.config -}}
+{{- if not (kindIs "invalid" $value) -}}
+{{- $_ := set $settings $name $value -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $settings -}}
 {{- end -}}

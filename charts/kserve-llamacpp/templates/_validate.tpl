@@ -37,6 +37,9 @@ Requests go to one place: list $ MODELS.
 {{- if and $proxy.model $proxy.upstreamUrl -}}
 {{- fail "proxy.model and proxy.upstreamUrl are both set, and requests go to one place: keep one of them." -}}
 {{- end -}}
+{{- if and (or $proxy.model $proxy.upstreamUrl) $proxy.config.upstreams -}}
+{{- fail "proxy.config.upstreams says where requests go, and so do proxy.model and proxy.upstreamUrl: keep one of them." -}}
+{{- end -}}
 {{- $model := include "kserve-llamacpp.proxy.model" (index . 0) -}}
 {{- with get (index . 1) $model -}}
 {{- $interval := ternary $proxy.config.probe_interval_seconds 2 (hasKey $proxy.config "probe_interval_seconds") -}}
@@ -44,10 +47,10 @@ Requests go to one place: list $ MODELS.
 {{- fail (printf "models.%s.autoscaling.minReplicas is 0, but the proxy looks at its model every %v s, which keeps a pod running: set proxy.config.probe_interval_seconds to 0, or minReplicas to 1." $model $interval) -}}
 {{- end -}}
 {{- end -}}
-{{- if and (not $model) (not $proxy.upstreamUrl) (hasKey $proxy.config "probe_interval_seconds") (eq (float64 $proxy.config.probe_interval_seconds) 0.0) -}}
+{{- if and (not $model) (not $proxy.upstreamUrl) (not $proxy.config.upstreams) (hasKey $proxy.config "probe_interval_seconds") (eq (float64 $proxy.config.probe_interval_seconds) 0.0) -}}
 {{- fail "proxy.config.probe_interval_seconds is 0, but there is no model to leave alone: leave it out." -}}
 {{- end -}}
-{{- if and (gt (len $names) 1) (not $proxy.model) (not $proxy.upstreamUrl) -}}
+{{- if and (gt (len $names) 1) (not $proxy.model) (not $proxy.upstreamUrl) (not $proxy.config.upstreams) -}}
 {{- fail (printf "There are several models (%s), and the proxy's requests go to one: set proxy.model to its name, or proxy.upstreamUrl." (join ", " $names)) -}}
 {{- end -}}
 {{- end -}}
@@ -68,7 +71,7 @@ Requests go to one place: list $ MODELS.
 {{- if and .service.nodePort (eq .service.type "ClusterIP") -}}
 {{- fail "proxy.service.nodePort is set and proxy.service.type is ClusterIP: set the type to NodePort." -}}
 {{- end -}}
-{{- $instead := dict "OPENAI_PROXY_DRAIN_DELAY_SECONDS" "proxy.config.drain_delay_seconds" "OPENAI_PROXY_GRACE_SECONDS" "proxy.config.grace_seconds" "OPENAI_PROXY_UPSTREAM_URL" "proxy.upstreamUrl" "OPENAI_PROXY_PORT" "proxy.service.port" -}}
+{{- $instead := dict "OPENAI_PROXY_DRAIN_DELAY_SECONDS" "proxy.config.drain_delay_seconds" "OPENAI_PROXY_GRACE_SECONDS" "proxy.config.grace_seconds" "OPENAI_PROXY_UPSTREAM_URL" "proxy.upstreamUrl" "OPENAI_PROXY_UPSTREAMS" "proxy.config.upstreams" "OPENAI_PROXY_PORT" "proxy.service.port" "OPENAI_PROXY_CONFIG" "proxy.config" -}}
 {{- range .env -}}
 {{- if hasKey $instead .name -}}
 {{- fail (printf "proxy.env has %s, which the chart has to know: use %s instead." .name (get $instead .name)) -}}
