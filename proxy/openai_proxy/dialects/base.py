@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -56,12 +56,13 @@ class UpstreamRequest:
 
 @dataclass(frozen=True, slots=True)
 class AnswerHead:
-    """The head of an upstream's answer; media type and encoding in lower case."""
+    """The head of an upstream's answer; media type, encoding and headers' names in lower case."""
 
     status: int
     media_type: str
     encoding: str = ""
     retry_after: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class PassedError(ApiError):

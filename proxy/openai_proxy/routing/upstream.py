@@ -66,6 +66,7 @@ class Answer:
             media_type=headers.get("content-type", "").partition(";")[0].strip().lower(),
             encoding=headers.get("content-encoding", "").strip().lower(),
             retry_after=headers.get("retry-after"),
+            headers=headers,
         )
 
     async def body(self) -> bytes:
