@@ -1,0 +1,214 @@
+"""The `shimmy` dialect: its OpenAI-like chat, or its own `/api/generate`.
+
+Both stream unless told not to. The chat's chunks have null roles and contents, its finish reason is
+always "stop", its prompt tokens always 0. `/api/generate` streams raw text as events' data, then
+`[DONE]`; what fails in between is `[ERROR] ...` under status 200. Errors have empty bodies.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from openai_protocol.errors import ApiError
+from openai_protocol.requests import ChatCompletionRequest, GenerationRequest
+from openai_protocol.sse import DONE_PAYLOAD, MEDIA_TYPE
+from openai_proxy.dialects.asked import asked_of, model_of, passed_headers, prompt_of
+from openai_proxy.dialects.base import (
+    CHAT,
+    COMPLETIONS,
+    AnswerHead,
+    Call,
+    Json,
+    Render,
+    UpstreamRequest,
+)
+from openai_proxy.dialects.form import Choice, ChunkWriter, completion, usage_of
+from openai_proxy.dialects.messages import plain
+from openai_proxy.dialects.openai import broken_stream, invalid_response
+from openai_proxy.dialects.parameters import Unsupported, checked
+from openai_proxy.dialects.reading import (
+    Events,
+    TranslatedStream,
+    count_in,
+    json_piece,
+    json_value,
+    object_in,
+    text_in,
+    to_json,
+)
+from openai_proxy.dialects.upstream_errors import failed, unknown_model, upstream_error
+
+Path = Literal["/v1/chat-completion", "/v1/chat/completions", "/api/generate"]
+PATHS = get_args(Path)
+GENERATE: Path = "/api/generate"
+_BOTH = frozenset({"temperature", "top_p", "max_tokens", "max_completion_tokens"})
+SUPPORTED_CHAT = _BOTH | {"stop", "presence_penalty", "frequency_penalty"}
+SUPPORTED_GENERATE = _BOTH | {"top_k"}
+_ERROR = b"[ERROR]"
+
+
+class ShimmyDialect:
+    """Speaks to shimmy: chats go to `path`, text completions always to `/api/generate`.
+
+    A server that has `/v1/chat-completion` is none of shimmy's releases: it serves chats alone.
+    """
+
+    base_path = ""
+    stream_types = frozenset({MEDIA_TYPE})
+    models_path = "/v1/models"
+
+    def __init__(
+        self,
+        path: Path = "/v1/chat/completions",
+        unsupported: Unsupported = "refuse",
+        render: Render | None = None,
+    ) -> None:
+        """Raises ValueError for another path, and for a template: shimmy renders chats itself."""
+        if path not in PATHS:
+            raise ValueError(f"its option path must be one of {', '.join(PATHS)}")
+        if render is not None:
+            raise ValueError("shimmy renders chats itself: leave the chat template out")
+        chat_only = path == "/v1/chat-completion"
+        self.endpoints = frozenset({CHAT}) if chat_only else frozenset({CHAT, COMPLETIONS})
+        self._path = path
+        self._unsupported = unsupported
+
+    def request(self, call: Call) -> UpstreamRequest:
+        """Translate a call; raises InvalidRequest."""
+        asked = asked_of(call)
+        body: Json = {"model": model_of(call), "stream": call.is_stream}
+        if isinstance(asked, ChatCompletionRequest):
+            body["messages"] = plain(asked.messages)
+        else:
+            body["prompt"] = prompt_of(call, None)
+        return UpstreamRequest(
+            self._path_of(call),
+            passed_headers(call),
+            to_json(body | self._parameters(asked, self._path_of(call))),
+        )
+
+    def answer(self, call: Call, head: AnswerHead, body: bytes) -> bytes:
+        """Translate a whole answer; raises BadGateway where it is none."""
+        value = json_value(body)
+        if not isinstance(value, dict):
+            raise invalid_response()
+        if value.get("error"):
+            raise failed()
+        if self._path_of(call) == GENERATE:
+            if not isinstance(value.get("response"), str):
+                raise invalid_response()
+            return completion(call, [Choice(value["response"])], None)
+        choice = _first_choice(value)
+        if choice is None or not isinstance(choice.get("message"), dict):
+            raise invalid_response()
+        text = text_in(choice["message"], "content")
+        return completion(call, [Choice(text, _finish_reason(choice) or "stop")], _usage(value))
+
+    def error(self, head: AnswerHead, body: bytes) -> ApiError:
+        """Translate an answer with an error status: 404 is an unknown model, 502 a failed one."""
+        error = upstream_error(head, body)
+        if error.status != 404:
+            return error
+        if body.strip():
+            return unknown_model(error.message)
+        return unknown_model(
+            "The upstream does not have this model, or not the path that its requests are sent to."
+        )
+
+    def stream(self, call: Call) -> TranslatedStream:
+        """Return a parser for one stream."""
+        return RawTextStream(call) if self._path_of(call) == GENERATE else ChunkStream(call)
+
+    def models(self, body: bytes) -> tuple[str, ...] | None:
+        """Return the models of OpenAI's list, or of shimmy's own (`/api/models`, `/api/tags`)."""
+        value = json_value(body)
+        if not isinstance(value, dict):
+            return None
+        for listed, name in (("data", "id"), ("models", "name")):
+            items = value.get(listed)
+            if isinstance(items, list):
+                names = [text_in(item, name) for item in items if isinstance(item, dict)]
+                return tuple(found for found in names if found)
+        return None
+
+    def _path_of(self, call: Call) -> Path:
+        return self._path if call.path == CHAT else GENERATE
+
+    def _parameters(self, asked: GenerationRequest, path: Path) -> Json:
+        supported = SUPPORTED_GENERATE if path == GENERATE else SUPPORTED_CHAT
+        values = checked(asked, supported, self._unsupported)
+        values.pop("max_completion_tokens", None)
+        if asked.token_limit is not None:
+            values["max_tokens"] = asked.token_limit
+        return values
+
+
+class RawTextStream(TranslatedStream):
+    """Translates a stream of `/api/generate`: each event is text, unless it is a mark."""
+
+    def __init__(self, call: Call) -> None:
+        super().__init__(Events())
+        self._writer = ChunkWriter(call)
+
+    def _take(self, piece: bytes) -> bytes:
+        if piece == DONE_PAYLOAD:
+            self._is_complete = True
+            return self._writer.finish("stop") + self._writer.end()
+        if is_error(piece):
+            raise failed()
+        try:
+            return self._writer.text(piece.decode())
+        except UnicodeDecodeError:
+            raise broken_stream() from None
+
+
+class ChunkStream(TranslatedStream):
+    """Translates a stream of the OpenAI-like chat: without its nulls, with the client's model."""
+
+    def __init__(self, call: Call) -> None:
+        super().__init__(Events())
+        self._writer = ChunkWriter(call)
+        self._finish_reason: str | None = None
+
+    def _take(self, piece: bytes) -> bytes:
+        if piece.strip() == DONE_PAYLOAD:
+            return self._cut_off()
+        if is_error(piece):
+            raise failed()
+        value = json_piece(piece)
+        if value.get("error"):
+            raise failed()
+        choice = _first_choice(value)
+        if choice is None or self._finish_reason is not None:
+            return b""  # it sends {} for a chunk that it could not write
+        self._finish_reason = _finish_reason(choice)
+        return self._writer.text(text_in(object_in(choice, "delta"), "content"))
+
+    def _cut_off(self) -> bytes:
+        # Where the finish reason came, nothing is missing but perhaps the mark.
+        if self._finish_reason is None:
+            raise broken_stream()
+        self._is_complete = True
+        return self._writer.finish(self._finish_reason) + self._writer.end()
+
+
+def is_error(piece: bytes) -> bool:
+    """Tell whether an event is shimmy's word that it failed; no token begins like this."""
+    return piece == _ERROR or piece.startswith(_ERROR + b" ")
+
+
+def _first_choice(value: Json) -> Json | None:
+    choices = value.get("choices")
+    found = choices[0] if isinstance(choices, list) and choices else None
+    return found if isinstance(found, dict) else None
+
+
+def _finish_reason(choice: Json) -> str | None:
+    return text_in(choice, "finish_reason") or None
+
+
+def _usage(value: Json) -> Json | None:
+    """Return the usage; none where it is not counted, which shimmy says with 0 prompt tokens."""
+    usage = object_in(value, "usage")
+    prompt, generated = count_in(usage, "prompt_tokens"), count_in(usage, "completion_tokens")
+    return usage_of(prompt, generated) if prompt and generated is not None else None
