@@ -14,7 +14,8 @@ import structlog
 import uvloop
 
 from openai_proxy import logging
-from openai_proxy.config import ConfigError, Loaded, load_all
+from openai_proxy.config import ConfigError, Flags, Loaded, load_all
+from openai_proxy.config.reload import Apply, Reloader
 from openai_proxy.flags import Action, read
 from openai_proxy.lifecycle import Lifecycle
 from openai_proxy.server import EXIT_PORT_TAKEN, ListenError, listen
@@ -32,6 +33,10 @@ def main(arguments: Sequence[str]) -> int:
             print(schema.text(), end="")
             return 0
         loaded = load_all(command.flags)
+        if command.action is Action.CHECK_CONFIG:
+            from openai_proxy import assembly  # takes long to import
+
+            assembly.check(loaded.settings)
     except ConfigError as error:
         for problem in error.problems:
             print(f"openai_proxy: {problem}", file=sys.stderr)
@@ -39,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     if command.action is not Action.RUN:
         _tell(loaded, command.action)
         return 0
-    return _serve(loaded)
+    return _serve(loaded, command.flags)
 
 
 def _tell(loaded: Loaded, action: Action) -> None:
@@ -54,7 +59,7 @@ def _tell(loaded: Loaded, action: Action) -> None:
         print(f"The configuration is good: {files}, environment and flags.")
 
 
-def _serve(loaded: Loaded) -> int:
+def _serve(loaded: Loaded, flags: Flags) -> int:
     settings = loaded.settings
     logging.configure(settings.log_level, logging.use_json(settings.log_format, sys.stderr))
     log = structlog.get_logger("openai_proxy")
@@ -66,8 +71,11 @@ def _serve(loaded: Loaded) -> int:
         log.error(str(error))
         return EXIT_PORT_TAKEN
 
+    def reloader(apply: Apply) -> Reloader:
+        return Reloader(loaded, lambda: load_all(flags), apply)
+
     async def run() -> int:
-        return await Lifecycle(settings, listener).run()
+        return await Lifecycle(settings, listener, reloader).run()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(run())

@@ -127,6 +127,12 @@ class Assembly:
         await self._side_session.close()
 
 
+def check(settings: Settings) -> None:
+    """Raise ConfigError for what only shows when upstreams are built."""
+    for upstream in settings.all_upstreams:
+        dialect_of(upstream)
+
+
 def model_table(settings: Settings) -> ModelTable:
     """Return what the settings say of models."""
     defaults = {

@@ -11,7 +11,7 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -30,6 +30,7 @@ from openai_proxy.state import ServerState
 if TYPE_CHECKING:
     from openai_proxy.assembly import Assembly
     from openai_proxy.backends.base import Supervisor
+    from openai_proxy.config.reload import Apply, Reloader
     from openai_proxy.routing.probe import Readiness
 
 log = structlog.get_logger("openai_proxy")
@@ -42,7 +43,14 @@ BACKEND_STOP_SECONDS = 5.0
 class Lifecycle:
     """Owner of all the parts of one proxy; `run` it once, in its own event loop."""
 
-    def __init__(self, settings: Settings, listener: socket.socket) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        listener: socket.socket,
+        reloader: Callable[[Apply], Reloader] | None = None,
+    ) -> None:
+        """`reloader` makes what reads the configuration again; without it, it holds for good."""
+        self._reloader = reloader(self._apply) if reloader is not None else None
         self._settings = settings
         self._listener = listener
         self._port: int = listener.getsockname()[1]
@@ -65,6 +73,9 @@ class Lifecycle:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
+        if self._reloader is not None:
+            loop.add_signal_handler(signal.SIGHUP, self._reloader.request)
+            self._in_background(self._reloader.run())
         grace_seconds = self._settings.grace_seconds + LAST_EVENTS_SECONDS
         web = server.build(self._current, grace_seconds)
         log.info("listening", host=self._settings.host, port=self._port)
@@ -104,6 +115,10 @@ class Lifecycle:
     def stop(self) -> None:
         """Begin to drain; `run` returns when all is over."""
         self._stop.set()
+
+    async def _apply(self, settings: Settings, changed: frozenset[str]) -> None:
+        await self._service.is_built.wait()
+        await self.reload(settings)
 
     async def reload(self, settings: Settings) -> None:
         """Serve new requests with other settings; those that run keep theirs.

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-from pydantic_settings import NoDecode
 
 from openai_proxy.config.types import Delay
 from openai_proxy.config.upstreams import Name
@@ -59,7 +58,7 @@ class ModelsSettings(BaseModel):
     default_model: Name | None = Field(
         None, description="Model of requests that name none; by default the upstream decides."
     )
-    allowed_models: Annotated[tuple[Name, ...], NoDecode] = Field(
+    allowed_models: tuple[Name, ...] = Field(
         (), description="The only models that clients may use, separated by commas."
     )
     default_temperature: float | None = Field(
@@ -77,13 +76,6 @@ class ModelsSettings(BaseModel):
     models_cache_seconds: Delay = Field(
         2, description="For how long the upstreams' lists of models are kept."
     )
-
-    @field_validator("allowed_models", mode="before")
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return tuple(name.strip() for name in value.split(",") if name.strip())
-        return value
 
     @model_validator(mode="after")
     def _names_are_clear(self) -> ModelsSettings:

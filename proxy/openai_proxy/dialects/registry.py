@@ -12,6 +12,14 @@ from openai_proxy.dialects.parameters import Unsupported
 # Of each dialect its class, and the options that its constructor takes.
 _DIALECTS: dict[str, tuple[str, str, frozenset[str]]] = {
     "openai": ("openai_proxy.dialects.openai", "OpenAIDialect", frozenset()),
+    "shimmy": ("openai_proxy.dialects.shimmy", "ShimmyDialect", frozenset({"path"})),
+    "ollama": (
+        "openai_proxy.dialects.ollama",
+        "OllamaDialect",
+        frozenset({"num_ctx", "keep_alive"}),
+    ),
+    "tgi": ("openai_proxy.dialects.tgi", "TgiDialect", frozenset({"max_stop_strings"})),
+    "sglang": ("openai_proxy.dialects.sglang", "SglangDialect", frozenset({"stream_output"})),
 }
 
 
