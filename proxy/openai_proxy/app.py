@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 
 from openai_protocol.errors import Unavailable, http_error
 from openai_proxy.api.health import PATHS, Health
+from openai_proxy.api.swagger import Swagger
+from openai_proxy.error_forms import FORMS, ErrorForm
 from openai_proxy.exchange import Observer, exchange_of
 from openai_proxy.metrics import Metrics
 from openai_proxy.middleware import (
@@ -31,6 +33,7 @@ START_SECONDS = 10.0
 
 Table = dict[str, dict[str, App]]
 HEALTH_ROUTES = PATHS | {f"/v1{path}" for path in PATHS}
+_OPENAI = FORMS["openai"]
 
 
 class Paths:
@@ -46,6 +49,11 @@ class Paths:
         self._table.update(table)
         self._declared = declared
         self._is_complete.set()
+
+    async def known(self) -> frozenset[str]:
+        """Return the paths in the table, once it is complete; raises Unavailable."""
+        await self._completion()
+        return frozenset(self._table)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -75,16 +83,28 @@ class Paths:
             ) from None
 
 
+def build_paths(state: ServerState, metrics: Metrics, form: ErrorForm = _OPENAI) -> Paths:
+    """Return the paths with the endpoints that are there from the start."""
+    swagger = Swagger(lambda: paths.known(), form)  # noqa: PLW0108  # not there yet
+    paths = Paths(under_v1(health_table(state, metrics) | swagger.table()))
+    return paths
+
+
+def under_v1(table: Table) -> Table:
+    """Return the endpoints, each also under /v1: some platforms pass nothing else."""
+    return table | {f"/v1{path}": methods for path, methods in table.items()}
+
+
 def health_table(state: ServerState, metrics: Metrics) -> Table:
-    """Return the endpoints that answer from the start, each also under /v1."""
+    """Return what tells of the server's state."""
     health = Health(state, metrics)
-    table: Table = {
+    return {
+        "/": {"GET": health.ok},
         "/health": {"GET": health.detail},
         "/health/live": {"GET": health.live},
         "/health/ready": {"GET": health.ready},
         "/metrics": {"GET": health.metrics},
     }
-    return table | {f"/v1{path}": methods for path, methods in table.items()}
 
 
 def build(
@@ -92,7 +112,8 @@ def build(
     observers: Sequence[Observer],
     max_body_bytes: int,
     is_draining: Callable[[], bool],
+    form: ErrorForm = _OPENAI,
 ) -> App:
     """Return the application: the middleware around the paths."""
-    limited = RenderErrors(LimitBody(paths, max_body_bytes))
+    limited = RenderErrors(LimitBody(paths, max_body_bytes), form)
     return Observe(CloseWhileDraining(limited, is_draining), observers)

@@ -12,7 +12,7 @@ from pathlib import Path
 from yarl import URL
 
 from openai_protocol.requests import ChatCompletionRequest, CompletionRequest
-from openai_proxy.api import models
+from openai_proxy.api import models, systems
 from openai_proxy.api.openai import GenerationEndpoint, Serving
 from openai_proxy.api.passing import PASSED, PassingEndpoint
 from openai_proxy.app import Paths, Table
@@ -116,7 +116,8 @@ class Assembly:
             table[path] = {"POST": GenerationEndpoint(path, kind, router, running, serving)}
         for path, passed in PASSED.items():
             table[path] = {"POST": PassingEndpoint(path, passed, router, running, serving)}
-        paths.add(table, models.build(router, settings.models_cache_seconds))
+        declared = models.build(router, settings.models_cache_seconds)
+        paths.add(table | systems.table(table, declared), declared)
 
     async def close(self) -> None:
         """Close all connections to upstreams."""

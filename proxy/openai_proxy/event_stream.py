@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from types import TracebackType
 from typing import Any
 
-from openai_protocol.errors import ApiError
 from openai_protocol.sse import MEDIA_TYPE, comment, event
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -64,14 +63,14 @@ class EventStream:
         await self._begin()
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def fail(self, error: ApiError) -> None:
-        """Tell the client why the stream ends; one that does not read is not waited for."""
+    async def fail(self, told: bytes) -> None:
+        """Tell why the stream ends, in a line; a client that does not read is not waited for."""
         if self._has_ended:
             return
         self._stop_comments()
         try:
             async with asyncio.timeout(LAST_WORDS_SECONDS):
-                await self.write(event(error.body()))
+                await self.write(event(told))
                 await self.end()
         except TimeoutError:
             pass

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from openai_protocol.errors import ErrorCode, Unavailable
-from openai_proxy import app, server
+from openai_proxy import app, error_forms, server
 from openai_proxy.access_log import AccessLog
 from openai_proxy.banner import banner
 from openai_proxy.config import Settings
@@ -54,10 +54,9 @@ class Lifecycle:
         self._settings = settings
         self._listener = listener
         self._port: int = listener.getsockname()[1]
-        self._state = ServerState(
-            upstream_url=settings.first_upstream_url, without_upstream=settings.without_upstream
-        )
-        self._metrics = Metrics(lambda: self._state.models)
+        self._state = ServerState()
+        self._state.follow(settings)
+        self._metrics = Metrics(lambda: self._state.models, settings.metrics_namespace)
         self._running = Running()
         self._observers = (self._metrics, AccessLog(app.HEALTH_ROUTES))
         self._service = self._new_service(settings)
@@ -140,7 +139,8 @@ class Lifecycle:
         log.info("reloaded")
 
     def _new_service(self, settings: Settings) -> Service:
-        paths = app.Paths(app.health_table(self._state, self._metrics))
+        form = error_forms.FORMS[settings.errors]
+        paths = app.build_paths(self._state, self._metrics, form)
         return Service(settings, paths, self._running, self._metrics, self._on_readiness)
 
     def _app(self, service: Service) -> App:
@@ -149,6 +149,7 @@ class Lifecycle:
             self._observers,
             service.settings.max_body_bytes,
             lambda: self._state.is_draining,
+            error_forms.FORMS[service.settings.errors],
         )
 
     async def _serve(self) -> None:
@@ -164,8 +165,7 @@ class Lifecycle:
 
     def _use(self, service: Service) -> None:
         self._state.probes = service.probes
-        self._state.upstream_url = service.settings.first_upstream_url
-        self._state.without_upstream = service.settings.without_upstream
+        self._state.follow(service.settings)
 
     def _watch(self, service: Service) -> None:
         before, self._watching = self._watching, self._in_background(service.watch())

@@ -1,11 +1,12 @@
 """The proxy's Prometheus metrics; the only module that knows Prometheus.
 
-Labels are bounded: paths are those that the server knows, models those that an upstream lists.
+Labels are bounded: paths are those that the server knows, models those that an upstream lists,
+codes those of the protocol.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 from prometheus_client import (
     CollectorRegistry,
@@ -18,6 +19,7 @@ from prometheus_client import (
     generate_latest,
 )
 
+from openai_protocol.errors import ErrorCode
 from openai_proxy.exchange import Exchange
 
 NAMESPACE = "openai_proxy"
@@ -29,6 +31,9 @@ TTFT_BUCKETS = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
     *(1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560),
 )
+# What a system that this replaces counts under a name of its own, in its own namespace.
+OTHER_NAMES = {("seminstruct", "upstream_errors_total"): "shimmy_errors_total"}
+_CODES = frozenset(str(code) for code in ErrorCode)
 
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each, of no use
@@ -37,27 +42,26 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for 
 class Metrics:
     """Counts what it hears as an observer of requests; `known_models` bounds a label."""
 
-    def __init__(self, known_models: Callable[[], Collection[str]]) -> None:
+    def __init__(
+        self, known_models: Callable[[], Collection[str]], namespace: str = NAMESPACE
+    ) -> None:
         self._known_models = known_models
+        self._namespace = namespace
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
-        self._requests = Counter(
-            "requests_total",
-            "Requests answered.",
-            ["path", "status", "model"],
-            namespace=NAMESPACE,
-            registry=registry,
+        self._requests = self._counter(
+            "requests_total", "Requests answered.", ["path", "status", "model"]
         )
         self._in_flight = Gauge(
-            "requests_in_flight", "Requests that run now.", namespace=NAMESPACE, registry=registry
+            "requests_in_flight", "Requests that run now.", namespace=namespace, registry=registry
         )
         self._duration = Histogram(
             "request_duration_seconds",
             "Time from a request's head to its answer's last byte.",
             ["path"],
             buckets=DURATION_BUCKETS,
-            namespace=NAMESPACE,
+            namespace=namespace,
             registry=registry,
         )
         self._ttft = Histogram(
@@ -65,44 +69,41 @@ class Metrics:
             "Time from a request's head to the first event of its stream.",
             ["path", "model"],
             buckets=TTFT_BUCKETS,
-            namespace=NAMESPACE,
+            namespace=namespace,
             registry=registry,
         )
-        self._upstream_errors = Counter(
-            "upstream_errors_total",
-            "Requests that failed at the upstream.",
-            ["code"],
-            namespace=NAMESPACE,
-            registry=registry,
+        self._errors = self._counter("errors_total", "Requests that ended with an error.", ["code"])
+        self._upstream_errors = self._counters(
+            "upstream_errors_total", "Requests that failed at the upstream.", ["code"]
         )
-        self._upstream_retries = Counter(
+        self._upstream_retries = self._counter(
             "upstream_retries_total",
             "Requests sent once more, since the connection failed before the first byte.",
-            namespace=NAMESPACE,
-            registry=registry,
         )
-        self._disconnects = Counter(
-            "client_disconnects_total",
-            "Requests whose client left before the end.",
-            namespace=NAMESPACE,
-            registry=registry,
+        self._disconnects = self._counter(
+            "client_disconnects_total", "Requests whose client left before the end."
         )
-        self._backend_starts = Counter(
-            "backend_starts_total",
-            "Times that the backend's process was started.",
-            namespace=NAMESPACE,
-            registry=registry,
+        self._backend_starts = self._counter(
+            "backend_starts_total", "Times that the backend's process was started."
         )
         self._ready = Gauge(
-            "ready", "1 while the server is ready, else 0.", namespace=NAMESPACE, registry=registry
+            "ready", "1 while the server is ready, else 0.", namespace=namespace, registry=registry
         )
+
+    def _counter(self, name: str, text: str, labels: Sequence[str] = ()) -> Counter:
+        return Counter(name, text, labels, namespace=self._namespace, registry=self.registry)
+
+    def _counters(self, name: str, text: str, labels: Sequence[str]) -> list[Counter]:
+        """Return the counter, and the one of the same thing under another system's name."""
+        also = OTHER_NAMES.get((self._namespace, name))
+        return [self._counter(each, text, labels) for each in (name, also) if each is not None]
 
     def request_started(self, exchange: Exchange) -> None:
         """Count a request as running."""
         self._in_flight.inc()
 
     def request_finished(self, exchange: Exchange) -> None:
-        """Count a request's end, by path, status and model."""
+        """Count a request's end, by path, status and model, and its error."""
         self._in_flight.dec()
         path = exchange.route or OTHER
         model = self._model(exchange.model)
@@ -110,12 +111,15 @@ class Metrics:
         self._duration.labels(path).observe(exchange.duration_seconds)
         if exchange.ttft_seconds is not None:
             self._ttft.labels(path, model).observe(exchange.ttft_seconds)
+        if exchange.error_code is not None:
+            self._errors.labels(_code(exchange.error_code)).inc()
         if exchange.is_client_gone:
             self._disconnects.inc()
 
     def upstream_failed(self, code: str) -> None:
-        """Count a failure of the upstream; `code` is one of the protocol's."""
-        self._upstream_errors.labels(code).inc()
+        """Count a failure of the upstream."""
+        for counter in self._upstream_errors:
+            counter.labels(_code(code)).inc()
 
     def upstream_retried(self) -> None:
         """Count a second attempt."""
@@ -134,3 +138,8 @@ class Metrics:
         if model is None:
             return ""
         return model if model in self._known_models() else OTHER
+
+
+def _code(code: str) -> str:
+    """Return a code that may be a label: an upstream's own may be anything."""
+    return code if code in _CODES else OTHER

@@ -2,7 +2,7 @@
 
     Observe             names the request, times it, tells the observers
     CloseWhileDraining  sends clients with open connections elsewhere before the end
-    RenderErrors        turns what is raised below into OpenAI's envelope
+    RenderErrors        turns what is raised below into an answer of the chosen form
     LimitBody           refuses bodies that are too long, before and while they are read
 
 A request goes through them in this order.
@@ -20,6 +20,8 @@ from typing import Any
 import structlog
 
 from openai_protocol.errors import ApiError, ErrorCode, RequestTooLarge, internal_error
+from openai_proxy import error_forms
+from openai_proxy.error_forms import ErrorForm
 from openai_proxy.exchange import (
     CLIENT_CLOSED_REQUEST,
     ClientGoneError,
@@ -113,25 +115,33 @@ class CloseWhileDraining:
 class RenderErrors:
     """Answers what is raised below: an `ApiError` as it says, all else as `internal_error`.
 
-    Once an answer has begun nothing can be said any more: the connection is closed instead.
+    Once an answer has begun nothing can be said any more: the connection is closed instead. The
+    form is left in the scope, for those that tell of errors themselves.
     """
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: App, form: ErrorForm = error_forms.FORMS["openai"]) -> None:
         self._app = app
+        self._form = form
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         exchange = exchange_of(scope)
+        error_forms.attach(scope, self._form)
         try:
             await self._app(scope, receive, send)
         except ClientGoneError:
             exchange.is_client_gone = True
             exchange.status = exchange.status or CLIENT_CLOSED_REQUEST
         except ApiError as error:
-            await _answer(exchange, send, error)
+            await self._answer(exchange, send, error)
         except Exception:
             log.exception("request_failed")
-            await _answer(exchange, send, internal_error())
+            await self._answer(exchange, send, internal_error())
+
+    async def _answer(self, exchange: Exchange, send: Send, error: ApiError) -> None:
+        exchange.error_code = str(error.code)
+        if exchange.status is None:
+            await send_error(send, error, self._form)
 
 
 class LimitBody:
@@ -181,18 +191,12 @@ class LimitBody:
             pass
 
 
-async def _answer(exchange: Exchange, send: Send, error: ApiError) -> None:
-    exchange.error_code = str(error.code)
-    if exchange.status is None:
-        await send_error(send, error)
-
-
-async def send_error(send: Send, error: ApiError) -> None:
-    """Send an error as a whole answer, in OpenAI's envelope."""
+async def send_error(send: Send, error: ApiError, form: ErrorForm) -> None:
+    """Send an error as a whole answer."""
     headers = [(name.encode(), value.encode()) for name, value in error.headers().items()]
     if error.code == ErrorCode.REQUEST_TOO_LARGE:
         headers.append((b"connection", b"close"))  # the rest of its body may never have been read
-    await send_json(send, error.status, error.body(), headers)
+    await send_json(send, form.status(error), form.body(error), headers)
 
 
 async def send_json(

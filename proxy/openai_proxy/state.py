@@ -6,8 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from openai_proxy import health_forms
+from openai_proxy.health_forms import HealthForm, Report, semantic_explorer, superset
+
 if TYPE_CHECKING:
     from openai_proxy.backends.base import Supervisor
+    from openai_proxy.config import Settings
     from openai_proxy.routing.probe import Probe
 
 
@@ -23,6 +27,22 @@ class ServerState:
     is_draining: bool = False
     probes: Mapping[str, Probe] = field(default_factory=dict)
     backend: Supervisor | None = None
+    health_form: HealthForm = superset
+    provider: str = "openai"
+    http_config: dict[str, Any] = field(default_factory=dict)
+
+    def follow(self, settings: Settings) -> None:
+        """Tell of these settings from now on, in the form that they name."""
+        dialect = next((one.dialect for one in settings.all_upstreams), "openai")
+        self.upstream_url = settings.first_upstream_url
+        self.without_upstream = settings.without_upstream
+        self.health_form = health_forms.FORMS[settings.health]
+        self.provider = settings.provider or settings.backend or dialect
+        self.http_config = health_forms.http_config(
+            settings.request_timeout_seconds,
+            settings.connect_timeout_seconds,
+            settings.max_retries,
+        )
 
     @property
     def is_ready(self) -> bool:
@@ -49,11 +69,21 @@ class ServerState:
 
     def report(self) -> dict[str, Any]:
         """Return the body of `GET /health`."""
-        status = "healthy" if self.is_ready else "draining" if self.is_draining else "unhealthy"
-        report: dict[str, Any] = {"status": status, "backend": self._upstream_report()}
-        if len(self.probes) > 1:
-            report["upstreams"] = self._each_upstream()
-        return report
+        return self.health_form(self._report())
+
+    def readiness(self) -> dict[str, Any]:
+        """Return the body of `GET /health/ready`."""
+        return semantic_explorer(self._report())
+
+    def _report(self) -> Report:
+        return Report(
+            is_ready=self.is_ready,
+            is_draining=self.is_draining,
+            backend=self._upstream_report(),
+            provider=self.provider,
+            http_config=self.http_config,
+            upstreams=self._each_upstream() if len(self.probes) > 1 else {},
+        )
 
     def _upstream_report(self) -> dict[str, Any]:
         report: dict[str, Any] = {"status": "ready" if self.is_healthy else "not_ready"}

@@ -26,7 +26,7 @@ def test_address_leads_to_the_proxy(namespace: str) -> None:
     """At the InferenceService's own address the proxy answers: the predictor has no such path."""
     health = request(namespace, f"{address(namespace, 'smollm2')}/v1/health/ready")
 
-    assert health["status"] == "ready"
+    assert health["status"] == "ok"
 
 
 def test_chat_at_the_services_own_address(namespace: str) -> None:

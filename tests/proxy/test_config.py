@@ -52,6 +52,7 @@ def test_every_setting_is_a_flag_and_a_variable(monkeypatch: pytest.MonkeyPatch)
     values = {
         "backend": "llamacpp",
         "backend_args": "--n_ctx 512",
+        "metrics_namespace": "mine",
         "upstream_url": None,
     }
     for name, field in Settings.model_fields.items():

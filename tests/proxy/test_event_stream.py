@@ -56,7 +56,7 @@ async def test_a_failure_is_the_last_event() -> None:
     client = Client()
     async with EventStream(client.send, 0) as stream:
         await stream.write(b"data: 1\n\n")
-        await stream.fail(Unavailable("gone"))
+        await stream.fail(Unavailable("gone").body())
     assert b'"message": "gone"' in client.bodies[-2]
     assert client.messages[-1]["more_body"] is False
 

@@ -20,18 +20,22 @@ from tests.proxy.harness import (
 )
 
 NOTHING_READY = answered_json({"object": "list", "data": [], "models": ["tiny"]})
+READY = {"status": "ok", "llm_models_loaded": True}
 
 
 @pytest.mark.parametrize("prefix", ["", "/v1"])
 async def test_healthy(proxy: Proxy, upstream: StandIn, prefix: str) -> None:
     """A ready upstream makes all three endpoints say 200, the detail in its documented form."""
     assert (await proxy.get(f"{prefix}/health/live"))[0] == 200
-    assert await proxy.get(f"{prefix}/health/ready") == (200, {"status": "ready"})
+    assert await proxy.get(f"{prefix}/health/ready") == (200, READY)
     status, report = await proxy.get(f"{prefix}/health")
     assert status == 200
-    assert report == {
-        "status": "healthy",
-        "backend": {"status": "ready", "healthy": True, "url": upstream.url, "models": ["tiny"]},
+    assert report["status"] == "healthy"
+    assert report["backend"] == {
+        "status": "ready",
+        "healthy": True,
+        "url": upstream.url,
+        "models": ["tiny"],
     }
 
 
@@ -43,7 +47,10 @@ async def test_not_ready(upstream: StandIn, models: harness.Respond) -> None:
     upstream.models = models
     async with harness.proxy(upstream_url=upstream.url) as proxy:
         assert (await proxy.get("/health/live"))[0] == 200
-        assert await proxy.get("/health/ready") == (503, {"status": "not_ready"})
+        assert await proxy.get("/health/ready") == (
+            503,
+            {"status": "not_ready", "llm_models_loaded": False},
+        )
         status, report = await proxy.get("/health")
         assert (status, report["status"]) == (503, "unhealthy")
         assert report["backend"]["status"] == "not_ready"
@@ -53,7 +60,7 @@ async def test_not_ready(upstream: StandIn, models: harness.Respond) -> None:
 async def test_without_upstream() -> None:
     """A proxy that is to run alone is healthy, lists no model and refuses to chat with 503."""
     async with harness.proxy(without_upstream=True) as proxy:
-        assert await proxy.get("/health/ready") == (200, {"status": "ready"})
+        assert await proxy.get("/health/ready") == (200, READY)
         status, report = await proxy.get("/health")
         assert (status, report["status"]) == (200, "healthy")
         assert report["backend"]["models"] == []

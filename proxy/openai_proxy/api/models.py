@@ -17,6 +17,7 @@ from openai_protocol.errors import ApiError, http_error, internal_error, model_n
 from openai_protocol.responses import model_list, model_object
 from openai_proxy import __version__
 from openai_proxy.dialects.openai import OpenAIDialect, invalid_response
+from openai_proxy.error_forms import form_of
 from openai_proxy.exchange import exchange_of
 from openai_proxy.routing.retry import read
 from openai_proxy.routing.router import Router
@@ -136,7 +137,7 @@ def _json(value: Any) -> Response:
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
-    """Answer in OpenAI's envelope; what is unexpected is raised on after that, and logged."""
+    """Answer in the chosen form; what is unexpected is raised on after that, and logged."""
     if isinstance(error, ApiError):
         refusal = error
     elif isinstance(error, StarletteHTTPException):
@@ -144,6 +145,7 @@ async def _refuse(request: Request, error: Exception) -> Response:
     else:
         refusal = internal_error()
     exchange_of(request.scope).error_code = str(refusal.code)
+    form = form_of(request.scope)
     return Response(
-        refusal.body(), refusal.status, refusal.headers(), media_type="application/json"
+        form.body(refusal), form.status(refusal), refusal.headers(), media_type="application/json"
     )

@@ -20,6 +20,7 @@ from openai_protocol.sse import MEDIA_TYPE
 from openai_protocol.validation import check_request, parse_request
 from openai_proxy.dialects.base import CHAT, COMPLETIONS, Call, Dialect, Headers
 from openai_proxy.dialects.openai import invalid_response
+from openai_proxy.error_forms import form_of
 from openai_proxy.event_stream import EventStream
 from openai_proxy.exchange import Exchange, exchange_of
 from openai_proxy.middleware import Receive, Scope, Send, read_body, send_json
@@ -89,7 +90,7 @@ class GenerationEndpoint:
             exchange.error_code = str(error.code)
             if not stream.has_begun:
                 raise
-            await stream.fail(error)
+            await stream.fail(form_of(scope).body(error))
 
     def _call(self, asked: Asked, body: bytes, route: Route, scope: Scope) -> Call:
         """Return the call for an upstream: the body is written anew only where it must change."""

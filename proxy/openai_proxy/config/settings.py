@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from openai_proxy.config.api import ApiSettings
 from openai_proxy.config.backend import BackendSettings
 from openai_proxy.config.files import FilesSettings
 from openai_proxy.config.logging import LoggingSettings
@@ -21,6 +22,7 @@ class Settings(
     # the last comes first in --help and in the documentation
     FilesSettings,
     LoggingSettings,
+    ApiSettings,
     BackendSettings,
     ModelsSettings,
     UpstreamsSettings,

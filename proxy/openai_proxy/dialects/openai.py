@@ -32,7 +32,6 @@ from openai_protocol.sse import (
     MEDIA_TYPE,
     EventSplitter,
     data_of,
-    event,
     split_events,
 )
 from openai_proxy.dialects.base import (
@@ -125,7 +124,7 @@ class OpenAIDialect:
 class OpenAIStream:
     """Passes whole events on as they come, drops comments, knows a good end from a bad one.
 
-    No JSON is parsed, except that of an error event.
+    No JSON is parsed, except that of an error event, which ends the stream as other failures do.
     """
 
     def __init__(self, model: str | None = None) -> None:
@@ -134,6 +133,7 @@ class OpenAIStream:
         self._splitter = EventSplitter()
         self._is_complete = False
         self._is_broken = False
+        self._failure: ApiError | None = None
 
     @property
     def is_complete(self) -> bool:
@@ -168,6 +168,8 @@ class OpenAIStream:
 
     def finish(self) -> bytes:
         """Raise unless the stream has ended well."""
+        if self._failure is not None:
+            raise self._failure
         if not self._is_complete:
             raise broken_stream()
         return b""
@@ -186,7 +188,8 @@ class OpenAIStream:
             return DONE
         if _ERROR_EVENT.match(data):
             self._is_complete = True
-            return event(_error_event(data))
+            self._failure = _failure(data)
+            return b""
         if not (data.lstrip().startswith(b"{") and data.rstrip().endswith(b"}")):
             self._is_broken = True
             return b""
@@ -290,17 +293,27 @@ def _text_and_param(value: Any) -> tuple[str, str | None]:
     return "", None
 
 
-def _error_event(data: bytes) -> bytes:
-    """Return the data of an error event in OpenAI's form; others' texts are not passed."""
+def _failure(data: bytes) -> ApiError:
+    """Return the error that an error event tells of; others' texts are not passed."""
     value = _json(data)
     found = value.get("error") if isinstance(value, dict) else None
-    if isinstance(found, dict) and str(found.get("code") or "") in _OUR_CODES:
-        return data.replace(b"\n", b" ")
+    code = str(found.get("code") or "") if isinstance(found, dict) else ""
+    if isinstance(found, dict) and code in _OUR_CODES:
+        return PassedError(_status(found), code, data.replace(b"\n", b" "))
     if isinstance(found, dict) and isinstance(found.get("message"), str):
         kind = str(found.get("type") or "")
         if "server" not in kind.lower() and "internal" not in kind.lower() and kind:
-            return data.replace(b"\n", b" ")
-    return BadGateway(GENERIC, code=ErrorCode.UPSTREAM_ERROR).body()
+            raw = data.replace(b"\n", b" ")
+            return PassedError(_status(found), ErrorCode.UPSTREAM_ERROR, raw)
+    return BadGateway(GENERIC, code=ErrorCode.UPSTREAM_ERROR)
+
+
+def _status(told: dict[str, Any]) -> int:
+    """Return the status that an error event would have had as an answer: nothing says it."""
+    code = told.get("code")
+    if isinstance(code, int) and 400 <= code < 600:
+        return code
+    return {"invalid_request_error": 400, "rate_limit_error": 429}.get(str(told.get("type")), 502)
 
 
 def _seconds(retry_after: str) -> float | None:
