@@ -64,7 +64,13 @@ class Process:
 
 
 @asynccontextmanager
-async def process(tmp_path: Path, *flags: str, wait_for: str = "/health/live", **env: str):
+async def process(
+    tmp_path: Path,
+    *flags: str,
+    wait_for: str = "/health/live",
+    cwd: Path | None = None,
+    **env: str,
+):
     """Run `python -m openai_proxy` until the block ends."""
     port = refused_port()
     log = tmp_path / f"proxy-{port}.log"
@@ -72,7 +78,8 @@ async def process(tmp_path: Path, *flags: str, wait_for: str = "/health/live", *
     with log.open("wb") as out:
         child = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "openai_proxy", *arguments,
-            stdin=asyncio.subprocess.DEVNULL, stdout=out, stderr=out, env=environment(**env),
+            stdin=asyncio.subprocess.DEVNULL, stdout=out, stderr=out,
+            env=environment(**env), cwd=cwd,
         )  # fmt: skip
     running = Process(port, child, log)
     try:
