@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, field_validator
-from pydantic_settings import NoDecode
 
-from openai_proxy.config.types import Port, Seconds
+from openai_proxy.config.types import NoDecode, Port, Seconds
 
 
 class BackendSettings(BaseModel):

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from pydantic_settings import NoDecode
+
+from openai_proxy.config.types import NoDecode
 
 ENV_PREFIX = "OPENAI_PROXY_"
 
