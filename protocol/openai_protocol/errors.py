@@ -46,7 +46,9 @@ class ErrorCode(StrEnum):
     CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
     CHAT_TEMPLATE_FAILED = "chat_template_failed"
     NO_CHAT_TEMPLATE = "no_chat_template"
-    # 404, 405, 409, 413
+    # 401, 403, 404, 405, 409, 413
+    CLIENT_CERTIFICATE_REQUIRED = "client_certificate_required"
+    ORIGIN_NOT_ALLOWED = "origin_not_allowed"
     MODEL_NOT_FOUND = "model_not_found"
     MODEL_NOT_ALLOWED = "model_not_allowed"
     UNKNOWN_URL = "unknown_url"

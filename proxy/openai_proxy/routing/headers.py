@@ -1,0 +1,168 @@
+"""Which of a client's headers an upstream gets, and what it gets besides; pure but for files.
+
+headers:
+  pass: [x-tenant, x-trace-*]
+  drop: [x-internal-*]
+  set:
+    host: smollm2.models.example.com
+    api-key: {value_file: /secrets/api-key}
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from time import monotonic
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
+
+from openai_proxy.dialects.base import Headers
+from openai_proxy.dialects.openai import DROPPED_HEADERS
+from openai_proxy.routing.secret_text import SecretText
+
+_NAME = re.compile(r"[!#$%&'+.^_`|~0-9a-z-]+")
+# What says how a message is sent, not what it says: the proxy writes it itself.
+_FRAMING = frozenset(
+    {
+        *("connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding"),
+        *("upgrade", "expect", "content-length", "content-encoding", "accept-encoding"),
+    }
+)
+# The client's own keys. They pass only where a rule names them in full: a pattern may not mean it.
+_CREDENTIALS = frozenset({"authorization", "x-api-key", "api-key", "cookie"})
+
+
+def header_name(name: str) -> str:
+    """Return a header's name in lower case; raises ValueError."""
+    name = name.strip().lower()
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name[:80]!r} is no name of a header")
+    if name in _FRAMING:
+        raise ValueError(f"{name!r} says how a message is sent: the proxy writes it itself")
+    return name
+
+
+def _pattern(name: str) -> str:
+    stem = name.strip().removesuffix("*")
+    if not stem and name.strip() == "*":
+        return "*"
+    return header_name(stem) + ("*" if name.strip().endswith("*") else "")
+
+
+def header_value(text: str) -> str:
+    """Return a header's value; raises ValueError, which does not show it."""
+    if not text.isascii() or not text.isprintable():
+        raise ValueError("a header's value is one line of printable ASCII")
+    return text
+
+
+HeaderName = Annotated[str, AfterValidator(header_name)]
+HeaderPattern = Annotated[str, AfterValidator(_pattern)]
+
+
+class HeaderValue(BaseModel):
+    """A header's value: as it is, or in a file that is read again when it changes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    value: SecretStr | None = None
+    value_file: Path | None = None
+
+    @field_validator("value")
+    @classmethod
+    def _is_a_line(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            header_value(value.get_secret_value())
+        return value
+
+    @model_validator(mode="after")
+    def _is_one(self) -> HeaderValue:
+        if (self.value is None) == (self.value_file is None):
+            raise ValueError("give one of value and value_file")
+        return self
+
+
+def _in_short(value: Any) -> Any:
+    return {"value": value} if isinstance(value, str) else value
+
+
+class HeaderSettings(BaseModel):
+    """Settings of one upstream's headers; names in any case, `*` at the end stands for any rest."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", hide_input_in_errors=True, populate_by_name=True
+    )
+
+    pass_: tuple[HeaderPattern, ...] | None = Field(
+        default=None,
+        alias="pass",
+        description="Headers of clients that are passed on; by default all but those that are the "
+        "proxy's business: keys, cookies, what belongs to the connection. A client's key passes "
+        "only where it is named here in full, such as authorization.",
+    )
+    drop: tuple[HeaderPattern, ...] = Field(
+        default=(), description="Headers that are not sent; this wins over `pass`."
+    )
+    set: dict[HeaderName, Annotated[HeaderValue, BeforeValidator(_in_short)]] = Field(
+        default_factory=dict,
+        description="Headers that are sent, instead of others of that name: a value, or "
+        "`{value_file: PATH}`.",
+    )
+
+
+class HeaderRules:
+    """Applies one upstream's rules; made once, asked for each request."""
+
+    def __init__(self, settings: HeaderSettings, clock: Callable[[], float] = monotonic) -> None:
+        """Raises ValueError for a file of `set` that cannot be read."""
+        self._passed = None if settings.pass_ is None else _Names(settings.pass_)
+        self._dropped = _Names(settings.drop)
+        self._keys = _CREDENTIALS.intersection(settings.pass_ or ())
+        self._set = {
+            name: SecretText(f"header {name}", value.value, value.value_file, header_value, clock)
+            for name, value in settings.set.items()
+        }
+
+    def apply(self, headers: Headers, from_client: Headers | None = None) -> Headers:
+        """Return the headers to send, of those that a dialect gives.
+
+        `from_client`: the client's own, all of them; its keys are taken from there where `pass`
+        names them. Names are in lower case.
+        """
+        kept = [pair for pair in headers if self._is_kept(pair[0])]
+        if self._keys and from_client is not None:
+            kept += [
+                pair for pair in from_client if pair[0] in self._keys and self._is_kept(pair[0])
+            ]
+        kept += [(name, secret.value()) for name, secret in self._set.items()]
+        return kept
+
+    def _is_kept(self, name: str) -> bool:
+        if name in self._set or name in self._dropped.names:
+            return False
+        if name in DROPPED_HEADERS:
+            return True  # no header of a client: those of these names never get here
+        is_passed = self._passed is None or name in self._passed
+        return is_passed and name not in self._dropped
+
+
+class _Names:
+    """A set of names, some of them by their beginning alone."""
+
+    def __init__(self, patterns: tuple[str, ...]) -> None:
+        self.names = frozenset(name for name in patterns if not name.endswith("*"))
+        self._beginnings = tuple(name[:-1] for name in patterns if name.endswith("*"))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.names or name.startswith(self._beginnings)
