@@ -13,7 +13,10 @@ from openai_protocol.errors import Unavailable, http_error
 from openai_proxy.api.health import PATHS, Health
 from openai_proxy.api.swagger import Swagger
 from openai_proxy.error_forms import FORMS, ErrorForm
+from openai_proxy.config import Settings
+from openai_proxy.cors import AllowOrigins
 from openai_proxy.exchange import Observer, exchange_of
+from openai_proxy.limits import LimitConcurrency
 from openai_proxy.metrics import Metrics
 from openai_proxy.middleware import (
     App,
@@ -27,6 +30,7 @@ from openai_proxy.middleware import (
 )
 from openai_proxy.routing.router import RETRY_AFTER_SECONDS
 from openai_proxy.state import ServerState
+from openai_proxy.tls import RequireClientCertificate
 
 # A request that comes before the server is complete waits for it, which takes about half a second.
 START_SECONDS = 10.0
@@ -34,6 +38,10 @@ START_SECONDS = 10.0
 Table = dict[str, dict[str, App]]
 HEALTH_ROUTES = PATHS | {f"/v1{path}" for path in PATHS}
 _OPENAI = FORMS["openai"]
+# What the kubelet asks, which has no certificate to show.
+PROBE_PATHS = frozenset(
+    f"{prefix}/health/{name}" for prefix in ("", "/v1") for name in ("live", "ready")
+)
 
 
 class Paths:
@@ -110,10 +118,16 @@ def health_table(state: ServerState, metrics: Metrics) -> Table:
 def build(
     paths: Paths,
     observers: Sequence[Observer],
-    max_body_bytes: int,
+    settings: Settings,
     is_draining: Callable[[], bool],
     form: ErrorForm = _OPENAI,
 ) -> App:
     """Return the application: the middleware around the paths."""
-    limited = RenderErrors(LimitBody(paths, max_body_bytes), form)
-    return Observe(CloseWhileDraining(limited, is_draining), observers)
+    limited: App = LimitBody(paths, settings.max_body_bytes)
+    limited = LimitConcurrency(limited, settings.max_concurrent_requests)
+    if settings.tls_client_ca_file is not None:
+        limited = RequireClientCertificate(limited, PROBE_PATHS)
+    edge: App = RenderErrors(limited, form)
+    if settings.cors is not None:
+        edge = AllowOrigins(edge, settings.cors)
+    return Observe(CloseWhileDraining(edge, is_draining), observers)

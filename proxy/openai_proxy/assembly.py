@@ -21,6 +21,7 @@ from openai_proxy.config.upstreams import UpstreamSettings
 from openai_proxy.dialects.base import CHAT, COMPLETIONS, Dialect, Render
 from openai_proxy.dialects.openai import OpenAIDialect
 from openai_proxy.dialects.registry import make_dialect
+from openai_proxy.limits import RequestLimits
 from openai_proxy.metrics import Metrics
 from openai_proxy.routing.endpoints import Endpoints, is_address, look_up
 from openai_proxy.routing.models import Model, ModelTable
@@ -98,6 +99,7 @@ class Assembly:
         settings = self._settings
         serving = Serving(
             timeout_seconds=settings.request_timeout_seconds,
+            limits=RequestLimits(settings.max_json_depth, settings.max_messages),
             keepalive_seconds=settings.keepalive_seconds,
             retries=RetryPolicy(
                 settings.max_retries,

@@ -7,11 +7,11 @@ import json
 ANY_ADDRESS = frozenset({"", "0.0.0.0", "::"})  # noqa: S104  # compared with, not bound to
 
 
-def banner(host: str, port: int, model: str) -> str:
+def banner(host: str, port: int, model: str, scheme: str = "http") -> str:
     """Return the text; a listening address that means any is shown as localhost."""
     shown = "localhost" if host in ANY_ADDRESS else host
     shown = f"[{shown}]" if ":" in shown else shown
-    base_url = f"http://{shown}:{port}/v1"
+    base_url = f"{scheme}://{shown}:{port}/v1"
     messages = [{"role": "user", "content": "Say hello in one sentence."}]
     body = json.dumps({"model": model, "messages": messages}).replace("'", "'\\''")
     return f"""

@@ -76,7 +76,7 @@ class Lifecycle:
             loop.add_signal_handler(signal.SIGHUP, self._reloader.request)
             self._in_background(self._reloader.run())
         grace_seconds = self._settings.grace_seconds + LAST_EVENTS_SECONDS
-        web = server.build(self._current, grace_seconds)
+        web = server.build(self._current, grace_seconds, self._settings.tls)
         log.info("listening", host=self._settings.host, port=self._port)
         serving = asyncio.create_task(web.serve(sockets=[self._listener]))
         parts = [serving, asyncio.create_task(self._serve())]
@@ -147,7 +147,7 @@ class Lifecycle:
         return app.build(
             service.paths,
             self._observers,
-            service.settings.max_body_bytes,
+            service.settings,
             lambda: self._state.is_draining,
             error_forms.FORMS[service.settings.errors],
         )
@@ -206,7 +206,8 @@ class Lifecycle:
             return
         self._is_announced = True
         model = self._settings.served_model or next(iter(readiness.models), "MODEL")
-        print(banner(self._settings.host, self._port, model), flush=True)
+        scheme = "http" if self._settings.tls is None else "https"
+        print(banner(self._settings.host, self._port, model, scheme), flush=True)
 
     async def _drain(
         self, web: server.Server, serving: asyncio.Task[Any], *, with_delay: bool

@@ -1,9 +1,12 @@
 """What every request goes through before its endpoint, as plain ASGI; nothing buffers.
 
-    Observe             names the request, times it, tells the observers
-    CloseWhileDraining  sends clients with open connections elsewhere before the end
-    RenderErrors        turns what is raised below into an answer of the chosen form
-    LimitBody           refuses bodies that are too long, before and while they are read
+    Observe                   names the request, times it, tells the observers
+    CloseWhileDraining        sends clients with open connections elsewhere before the end
+    AllowOrigins              answers preflights, names who may read answers (`cors`, if set)
+    RenderErrors              turns what is raised below into an answer of the chosen form
+    RequireClientCertificate  refuses clients that have shown none (`tls`, if set)
+    LimitConcurrency          refuses what is more than may run at a time (`limits`)
+    LimitBody                 refuses bodies that are too long, before and while they are read
 
 A request goes through them in this order.
 """

@@ -1,29 +1,39 @@
-"""A bound on requests' heads, which uvicorn's parser does not have: in bytes, and in time."""
+"""What uvicorn's parser lacks: a bound on heads, errors in our form, names in certificates."""
 
 from __future__ import annotations
 
 import asyncio
+import ssl
+from http import HTTPStatus
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from openai_protocol.errors import InvalidRequest
+from openai_proxy.tls import certificate_name
 
 MAX_HEAD_BYTES = 64 * 1024
 HEAD_SECONDS = 30.0
 
 
 class BoundedHead(HttpToolsProtocol):
-    """uvicorn's protocol; a head that is too long gets 431, one that does not end is dropped."""
+    """uvicorn's protocol; a head that is too long gets 431, one that does not end is dropped.
+
+    The scope has the name in a client's certificate, as ASGI's extension for TLS has it.
+    """
 
     max_head_bytes = MAX_HEAD_BYTES
     head_seconds = HEAD_SECONDS
     _is_in_head = True
     _num_head_bytes = 0
     _timer: asyncio.TimerHandle | None = None
+    _client_name: str | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """Begin to wait for the first head."""
         super().connection_made(transport)
+        connection = transport.get_extra_info("ssl_object")
+        if isinstance(connection, ssl.SSLObject):
+            self._client_name = certificate_name(connection)
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -34,6 +44,9 @@ class BoundedHead(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Begin to count the next request's head, on a connection that is used again."""
         super().on_message_begin()
+        if self._client_name is not None:
+            extensions = {"tls": {"client_cert_name": self._client_name}}
+            self.scope["extensions"] = extensions  # type: ignore[typeddict-item]  # not all of them
         if not self._is_in_head:
             self._await_head()
 
@@ -49,7 +62,24 @@ class BoundedHead(HttpToolsProtocol):
         if self._is_in_head and not self.transport.is_closing():
             self._num_head_bytes += len(data)
             if self._num_head_bytes > self.max_head_bytes:
-                self._refuse()
+                self._refuse(
+                    InvalidRequest(
+                        f"The request's head is longer than {self.max_head_bytes} bytes.",
+                        status=431,
+                    )
+                )
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP, in the envelope; uvicorn calls it.
+
+        While an answer is being sent nothing can be put into it: the connection ends with it.
+        """
+        cycle = getattr(self, "cycle", None)  # None before the first head, whatever its type says
+        is_answering = cycle and cycle.response_started and not cycle.response_complete
+        if self.pipeline or is_answering:
+            self.transport.close()
+            return
+        self._refuse(InvalidRequest("This is no valid HTTP request.", status=400))
 
     def _await_head(self) -> None:
         self._is_in_head = True
@@ -65,12 +95,11 @@ class BoundedHead(HttpToolsProtocol):
     def _drop(self) -> None:
         self.transport.close()
 
-    def _refuse(self) -> None:
-        body = InvalidRequest(
-            f"The request's head is longer than {self.max_head_bytes} bytes.", status=431
-        ).body()
+    def _refuse(self, error: InvalidRequest) -> None:
+        body = error.body()
         head = (
-            "HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\n"
+            f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n"
+            "content-type: application/json\r\n"
             f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + body)

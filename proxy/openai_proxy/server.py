@@ -10,6 +10,7 @@ from typing import Any
 import uvicorn
 
 from openai_proxy.request_head import BoundedHead
+from openai_proxy.tls import ServerTLS, server_context
 
 KEEP_ALIVE_SECONDS = 75  # above the 60 s after which common load balancers close idle connections
 BACKLOG = 2048
@@ -29,8 +30,12 @@ class Server(uvicorn.Server):
         yield
 
 
-def build(app: Any, grace_seconds: float) -> Server:
-    """Return a server for the application; it waits `grace_seconds` for requests at its end."""
+def build(app: Any, grace_seconds: float, tls: ServerTLS | None = None) -> Server:
+    """Return a server for the application; it waits `grace_seconds` for requests at its end.
+
+    Raises ValueError for files of `tls` that cannot be used.
+    """
+    context = None if tls is None else server_context(tls)
     return Server(
         uvicorn.Config(
             app,
@@ -43,6 +48,7 @@ def build(app: Any, grace_seconds: float) -> Server:
             backlog=BACKLOG,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=max(1, round(grace_seconds)),
+            ssl_context_factory=None if context is None else lambda _, __: context,
         )
     )
 

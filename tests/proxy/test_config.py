@@ -54,6 +54,12 @@ def test_every_setting_is_a_flag_and_a_variable(monkeypatch: pytest.MonkeyPatch)
         "backend_args": "--n_ctx 512",
         "metrics_namespace": "mine",
         "upstream_url": None,
+        "cors_allow_origins": "https://a.example,https://b.example",
+        "cors_expose_headers": "x-a, x-b",
+        "tls_cert_file": None,  # with its key alone, and with a file that is there
+        "tls_key_file": None,
+        "tls_client_ca_file": None,
+        "tls_min_version": "1.3",
     }
     for name, field in Settings.model_fields.items():
         is_choice = get_origin(field.annotation) is Literal

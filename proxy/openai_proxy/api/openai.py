@@ -17,12 +17,13 @@ from openai_protocol.errors import ApiError
 from openai_protocol.requests import ChatCompletionRequest, CompletionRequest
 from openai_protocol.resume import FIELD, without_resume
 from openai_protocol.sse import MEDIA_TYPE
-from openai_protocol.validation import check_request, parse_request
+from openai_protocol.validation import check_request
 from openai_proxy.dialects.base import CHAT, COMPLETIONS, Call, Dialect, Headers
 from openai_proxy.dialects.openai import invalid_response
 from openai_proxy.error_forms import form_of
 from openai_proxy.event_stream import EventStream
 from openai_proxy.exchange import Exchange, exchange_of
+from openai_proxy.limits import RequestLimits
 from openai_proxy.middleware import Receive, Scope, Send, read_body, send_json
 from openai_proxy.routing.endpoints import Endpoint
 from openai_proxy.routing.models import changes
@@ -41,6 +42,7 @@ class Serving:
     """How generating requests are served; times in seconds."""
 
     timeout_seconds: float
+    limits: RequestLimits = field(default_factory=RequestLimits)
     keepalive_seconds: float = 0.0
     retries: RetryPolicy = field(default_factory=RetryPolicy)
     on_upstream_error: Callable[[str], None] = lambda _: None
@@ -74,7 +76,7 @@ class GenerationEndpoint:
             async with self._running.leash(serving.timeout_seconds) as leash:
                 body = await read_body(receive)
                 leash.watch(receive)
-                asked = parse_request(self._request_model, body)
+                asked = serving.limits.parse(self._request_model, body)
                 if FIELD in (asked.model_extra or {}):
                     body = without_resume(body)
                 exchange.model = asked.model

@@ -11,7 +11,9 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from openai_proxy.config.api import ApiSettings
 from openai_proxy.config.backend import BackendSettings
+from openai_proxy.config.edge import EdgeSettings
 from openai_proxy.config.files import FilesSettings
+from openai_proxy.config.limits import LimitsSettings
 from openai_proxy.config.logging import LoggingSettings
 from openai_proxy.config.models import ModelsSettings
 from openai_proxy.config.server import ServerSettings
@@ -26,6 +28,8 @@ class Settings(
     BackendSettings,
     ModelsSettings,
     UpstreamsSettings,
+    EdgeSettings,
+    LimitsSettings,
     ServerSettings,
     BaseModel,
 ):

@@ -1,0 +1,174 @@
+"""What a request may ask for at most, checked before any upstream is touched.
+
+How large its body may be, `middleware` checks while it reads.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic_core import from_json
+
+from openai_protocol.errors import ErrorCode, InvalidRequest, RateLimited
+from openai_protocol.requests import MAX_MESSAGES, ChatCompletionRequest, CompletionRequest, Message
+from openai_protocol.validation import parse_request
+from openai_proxy.middleware import App, Receive, Scope, Send
+
+RETRY_AFTER_SECONDS = 2.0
+Asked = TypeVar("Asked", bound=ChatCompletionRequest | CompletionRequest)
+
+
+class LimitConcurrency:
+    """Refuses requests with 429 while as many run as may; owner: the event loop.
+
+    Those that make a model work are counted, by their method: GET costs little, and probes must
+    see the server as it is when it is busy.
+    """
+
+    def __init__(self, app: App, max_requests: int) -> None:
+        self._app = app
+        self._max_requests = max_requests
+        self._num_running = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        if self._num_running >= self._max_requests:
+            raise RateLimited(
+                "The server is busy with as many requests as it may serve at a time; please try "
+                "again in a moment.",
+                code=ErrorCode.QUEUE_FULL,
+                retry_after_seconds=RETRY_AFTER_SECONDS,
+            )
+        self._num_running += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._num_running -= 1
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLimits:
+    """Parses a body within limits: how deep it is nested, how many messages it has.
+
+    What upstreams read differently is refused, too: two fields of one name, of which one server
+    takes the first and another the last, or names that only some take for the same.
+    """
+
+    max_json_depth: int = 64
+    max_messages: int = MAX_MESSAGES
+
+    def parse(self, model: type[Asked], body: bytes) -> Asked:
+        """Return the checked request; raises InvalidRequest that names the field.
+
+        The parser has bounds of its own (200 levels): what it took can be looked at.
+        """
+        _refuse_constants(body)
+        asked = parse_request(model, body)
+        self.check_depth(asked.model_extra or {})
+        if isinstance(asked, ChatCompletionRequest):
+            self._check_messages(asked.messages)
+        _refuse_other_spellings(asked)
+        if _may_have_twins(body, asked.model_fields_set):
+            _refuse_twins(body)
+        return asked
+
+    def check_depth(self, value: Any, depth: int = 1, param: str | None = None) -> None:
+        """Raise InvalidRequest where decoded JSON is nested too deeply.
+
+        `depth` is that of the value itself: 1 for a whole body.
+        """
+        where = "request body" if param is None else f"'{param}'"
+        level = [value] if isinstance(value, (dict, list)) else []
+        while level:
+            if depth > self.max_json_depth:
+                raise InvalidRequest(
+                    f"Invalid {where}: lists and objects are nested more than "
+                    f"{self.max_json_depth} deep.",
+                    param=param,
+                    code=ErrorCode.INVALID_VALUE,
+                )
+            depth += 1
+            level = [
+                inner
+                for outer in level
+                for inner in (outer.values() if isinstance(outer, dict) else outer)
+                if isinstance(inner, (dict, list))
+            ]
+
+    def _check_messages(self, messages: list[Message]) -> None:
+        if len(messages) > self.max_messages:
+            raise InvalidRequest(
+                f"Invalid 'messages': at most {self.max_messages} messages may be sent, but got "
+                f"{len(messages)}.",
+                param="messages",
+                code=ErrorCode.ARRAY_ABOVE_MAX_LENGTH,
+            )
+        for at, message in enumerate(messages):
+            if message.model_extra:
+                self.check_depth(message.model_extra, 3, f"messages[{at}]")
+            if isinstance(message.content, list):
+                for part in message.content:
+                    self.check_depth(part.model_extra, 5, f"messages[{at}].content")
+
+
+def _refuse_constants(body: bytes) -> None:
+    """Refuse NaN and Infinity, which are no JSON, though some parsers take them."""
+    if b"NaN" not in body and b"Infinity" not in body:
+        return
+    try:
+        from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise InvalidRequest(
+            f"We could not parse the JSON body of your request: {error}.",
+            code=ErrorCode.INVALID_JSON,
+        ) from None
+
+
+def _refuse_other_spellings(asked: ChatCompletionRequest | CompletionRequest) -> None:
+    known = type(asked).model_fields
+    for name in asked.model_extra or ():
+        meant = name.casefold()
+        if meant in known:
+            raise InvalidRequest(
+                f"Unknown parameter: '{name[:80]}'. Did you mean '{meant}'?",
+                param=name[:80],
+                code=ErrorCode.UNKNOWN_PARAMETER,
+            )
+
+
+# A letter that is written as an escape: no encoder does so.
+_ESCAPED_LETTER = re.compile(rb"\\u00[4-7]")
+
+
+def _may_have_twins(body: bytes, names: set[str]) -> bool:
+    """Tell whether a field may be given twice; quick, and seldom wrong."""
+    for name in names:
+        quoted = b'"%s"' % name.encode()
+        if body.count(quoted) != 1 and (len(re.findall(re.escape(quoted) + rb"\s*:", body)) != 1):
+            return True  # or it stands in an inner object as well
+    return b"\\u00" in body and _ESCAPED_LETTER.search(body) is not None
+
+
+def _refuse_twins(body: bytes) -> None:
+    names: list[str] = []
+
+    def keep(pairs: list[tuple[str, object]]) -> None:
+        names[:] = [name for name, _ in pairs]  # the outermost object comes last
+
+    # Numbers as text: one of thousands of digits is no int for Python.
+    json.loads(body, object_pairs_hook=keep, parse_int=str, parse_float=str)
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise InvalidRequest(
+                f"Invalid request body: the field '{name[:80]}' is given more than once.",
+                param=name[:80],
+                code=ErrorCode.INVALID_VALUE,
+            )
+        seen.add(name)

@@ -1,0 +1,495 @@
+"""TLS: of the server, with certificates that change and clients that show theirs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import ClientError, ClientSession
+from structlog.testing import capture_logs
+
+from openai_proxy.config import ConfigError, load
+from openai_proxy.file_watch import Reloaded
+from openai_proxy.routing.client_tls import ClientTLS, ClientTLSContext
+from openai_proxy.tls import ServerTLS, server_context
+from tests.proxy import harness
+from tests.proxy.certificates import Authority, Pair
+from tests.proxy.harness import CHAT, DONE, MESSAGES, Proxy, StandIn, chunk, streamed
+from tests.proxy.processes import process
+
+URL = {"upstream_url": "http://127.0.0.1:8080"}
+# How a client sees that a handshake, or what follows it, was refused
+REFUSED = (ssl.SSLError, ConnectionError, ClientError)
+
+
+@pytest.fixture(scope="module")
+def authority() -> Authority:
+    return Authority()
+
+
+def trusting(authority: Authority, client: tuple[Path, Path] | None = None) -> ssl.SSLContext:
+    """A client that trusts an authority, and shows a certificate if it has one."""
+    context = ssl.create_default_context(cadata=authority.pem.decode())
+    if client is not None:
+        context.load_cert_chain(*client)
+    return context
+
+
+async def handshake(
+    port: int, context: ssl.SSLContext
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_connection(
+        "127.0.0.1", port, ssl=context, server_hostname="localhost"
+    )
+
+
+async def serial_of(port: int, context: ssl.SSLContext) -> int:
+    """The serial number of the certificate that a new connection is shown."""
+    _, writer = await handshake(port, context)
+    shown = writer.get_extra_info("peercert")
+    writer.transport.abort()
+    return int(shown["serialNumber"], 16)
+
+
+@asynccontextmanager
+async def tls_proxy(
+    upstream: StandIn, folder: Path, pair: Pair, **settings: Any
+) -> AsyncIterator[Proxy]:
+    """A proxy that speaks HTTPS with this pair, written to a folder."""
+    cert, key = pair.write(folder)
+    async with harness.proxy(
+        upstream_url=upstream.url, tls_cert_file=cert, tls_key_file=key, **settings
+    ) as proxy:
+        proxy.url = proxy.url.replace("http://127.0.0.1", "https://localhost")
+        yield proxy
+
+
+async def test_https(upstream: StandIn, authority: Authority, tmp_path: Path) -> None:
+    """Requests and streams work over TLS; HTTP on that port does not."""
+    context = trusting(authority)
+    async with tls_proxy(upstream, tmp_path, authority.issue()) as proxy:
+        body = {"model": "tiny", "messages": MESSAGES}
+        async with proxy.http.post(proxy.url + CHAT, json=body, ssl=context) as response:
+            assert response.status == 200
+        upstream.respond = streamed(chunk("a"), DONE)
+        async with proxy.http.post(
+            proxy.url + CHAT, json={**body, "stream": True}, ssl=context
+        ) as response:
+            assert await response.read() == chunk("a") + DONE
+        reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+        writer.write(b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert b"200" not in await asyncio.wait_for(reader.read(), 5)
+        writer.close()
+
+
+async def test_a_client_that_leaves_is_noticed(
+    upstream: StandIn, authority: Authority, tmp_path: Path
+) -> None:
+    """Over TLS, too, the upstream's request ends when the client closes its connection."""
+
+    async def never(request: Any) -> Any:
+        await asyncio.Event().wait()
+
+    upstream.respond = never
+    async with tls_proxy(upstream, tmp_path, authority.issue()) as proxy:
+        _, writer = await handshake(proxy.port, trusting(authority))
+        body = json.dumps({"messages": MESSAGES}).encode()
+        writer.write(
+            b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s"
+            % (len(body), body)
+        )
+        await asyncio.wait_for(upstream.began.wait(), 5)
+        writer.close()
+        await asyncio.wait_for(upstream.closed.wait(), 5)
+
+
+@pytest.mark.parametrize(
+    ("oldest", "newest_of_client", "is_served"),
+    [
+        ("1.2", ssl.TLSVersion.TLSv1_2, True),
+        ("1.3", ssl.TLSVersion.TLSv1_2, False),
+        ("1.3", ssl.TLSVersion.TLSv1_3, True),
+    ],
+)
+async def test_versions(
+    upstream: StandIn,
+    authority: Authority,
+    tmp_path: Path,
+    oldest: str,
+    newest_of_client: ssl.TLSVersion,
+    is_served: bool,
+) -> None:
+    """TLS 1.2 is the oldest that is spoken; the setting makes it 1.3."""
+    context = trusting(authority)
+    context.maximum_version = newest_of_client
+    async with tls_proxy(upstream, tmp_path, authority.issue(), tls_min_version=oldest) as proxy:
+        if is_served:
+            await serial_of(proxy.port, context)
+        else:
+            with pytest.raises(REFUSED):
+                await serial_of(proxy.port, context)
+
+
+def test_nothing_older_than_tls_1_2(authority: Authority, tmp_path: Path) -> None:
+    """The server's context, and the one that each handshake gets, refuse TLS 1.1."""
+    context = server_context(ServerTLS(*authority.issue().write(tmp_path)))
+    assert context.minimum_version == ssl.TLSVersion.TLSv1_2
+
+
+@pytest.mark.parametrize("kinds", [("ec", "ec"), ("rsa", "ec"), ("ec", "rsa")])
+async def test_a_new_certificate_is_used(
+    upstream: StandIn,
+    authority: Authority,
+    tmp_path: Path,
+    kinds: tuple[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """New connections get a replaced certificate, of whatever key; those that there are go on."""
+    monkeypatch.setattr("openai_proxy.file_watch.CHECK_SECONDS", 0)
+    old, new = (authority.issue(kind=kind) for kind in kinds)
+    context = trusting(authority)
+    async with tls_proxy(upstream, tmp_path, old) as proxy:
+        assert await serial_of(proxy.port, context) == old.serial
+        reader, writer = await handshake(proxy.port, context)
+        new.write(tmp_path)
+        assert await serial_of(proxy.port, context) == new.serial
+        # without a server's name in the handshake
+        nameless = trusting(authority)
+        nameless.check_hostname = False
+        _, other = await asyncio.open_connection("127.0.0.1", proxy.port, ssl=nameless)
+        assert int(other.get_extra_info("peercert")["serialNumber"], 16) == new.serial
+        other.transport.abort()
+        writer.write(b"GET /health/live HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        assert (await asyncio.wait_for(reader.read(), 5)).startswith(b"HTTP/1.1 200")
+        writer.close()
+
+
+async def test_as_kubernetes_replaces_it(
+    upstream: StandIn, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mounted Secret changes by a link to another folder, at the same paths."""
+    monkeypatch.setattr("openai_proxy.file_watch.CHECK_SECONDS", 0)
+    old, new = authority.issue(), authority.issue()
+    for name, pair in (("..old", old), ("..new", new)):
+        (tmp_path / name).mkdir()
+        pair.write(tmp_path / name)
+    (tmp_path / "..data").symlink_to("..old")
+    for name in ("tls.crt", "tls.key"):
+        (tmp_path / name).symlink_to(f"..data/{name}")
+    async with harness.proxy(
+        upstream_url=upstream.url,
+        tls_cert_file=tmp_path / "tls.crt",
+        tls_key_file=tmp_path / "tls.key",
+    ) as proxy:
+        assert await serial_of(proxy.port, trusting(authority)) == old.serial
+        (tmp_path / "..tmp").symlink_to("..new")
+        os.rename(tmp_path / "..tmp", tmp_path / "..data")  # noqa: PTH104  # as the kubelet does
+        assert await serial_of(proxy.port, trusting(authority)) == new.serial
+
+
+async def test_a_bad_new_certificate_is_not_used(
+    upstream: StandIn, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While only half of a pair is written the old one stays; with the other half it is used."""
+    monkeypatch.setattr("openai_proxy.file_watch.CHECK_SECONDS", 0)
+    old, new = authority.issue(), authority.issue()
+    context = trusting(authority)
+    async with tls_proxy(upstream, tmp_path, old) as proxy:
+        (tmp_path / "tls.crt").write_bytes(new.cert)
+        assert await serial_of(proxy.port, context) == old.serial
+        (tmp_path / "tls.crt").unlink()
+        assert await serial_of(proxy.port, context) == old.serial
+        new.write(tmp_path)
+        assert await serial_of(proxy.port, context) == new.serial
+
+
+async def status_with(
+    proxy: Proxy, path: str, context: ssl.SSLContext, method: str = "GET"
+) -> tuple[int, bytes]:
+    async with proxy.http.request(method, proxy.url + path, ssl=context) as response:
+        return response.status, await response.read()
+
+
+async def test_clients_need_a_certificate(
+    upstream: StandIn, authority: Authority, tmp_path: Path
+) -> None:
+    """With an authority for clients, only who shows a certificate of it is served; probes are."""
+    clients = Authority("clients")
+    client = clients.issue("client").write(tmp_path, "client")
+    async with tls_proxy(
+        upstream, tmp_path, authority.issue(), tls_client_ca_file=clients.write(tmp_path)
+    ) as proxy:
+        with_one, without = trusting(authority, client), trusting(authority)
+        assert (await status_with(proxy, "/v1/models", with_one))[0] == 200
+        status, body = await status_with(proxy, "/v1/models", without)
+        assert status == 401
+        assert json.loads(body)["error"]["code"] == "client_certificate_required"
+        assert (await status_with(proxy, CHAT, without, "POST"))[0] == 401
+        assert (await status_with(proxy, "/metrics", without))[0] == 401
+        for probe in ("/health/live", "/health/ready", "/v1/health/live"):
+            assert (await status_with(proxy, probe, without))[0] == 200
+    assert not upstream.requests
+
+
+async def test_a_strangers_certificate_is_refused(
+    upstream: StandIn, authority: Authority, tmp_path: Path
+) -> None:
+    """A certificate of another authority ends the handshake, also for probes."""
+    stranger = Authority("stranger").issue("client").write(tmp_path, "stranger")
+    ca = Authority("clients").write(tmp_path)
+    async with tls_proxy(upstream, tmp_path, authority.issue(), tls_client_ca_file=ca) as proxy:
+        with pytest.raises(REFUSED):
+            await status_with(proxy, "/health/live", trusting(authority, stranger))
+
+
+async def test_a_removed_authority_is_trusted_no_more(
+    upstream: StandIn, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients of an authority that was replaced are refused from the next connection on."""
+    monkeypatch.setattr("openai_proxy.file_watch.CHECK_SECONDS", 0)
+    clients, others = Authority("clients"), Authority("others")
+    client = clients.issue("client").write(tmp_path, "client")
+    path = clients.write(tmp_path)
+    async with tls_proxy(upstream, tmp_path, authority.issue(), tls_client_ca_file=path) as proxy:
+        context = trusting(authority, client)
+        reader, writer = await handshake(proxy.port, context)
+        writer.write(b"GET /v1/models HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        assert (await asyncio.wait_for(reader.read(), 5)).startswith(b"HTTP/1.1 200")
+        writer.close()
+        path.write_bytes(others.pem)
+        with pytest.raises(REFUSED):
+            # the same context: a session that could be taken up again would be
+            await status_with(proxy, "/v1/models", context)
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        ({"tls_cert_file": "tls.crt"}, "--tls-cert-file needs --tls-key-file"),
+        ({"tls_key_file": "tls.key"}, "--tls-key-file needs --tls-cert-file"),
+        ({"tls_client_ca_file": "tls.crt"}, "--tls-client-ca-file needs --tls-cert-file"),
+        ({"tls_cert_file": "none", "tls_key_file": "tls.key"}, "--tls-cert-file: cannot read"),
+        ({"tls_cert_file": "tls.crt", "tls_key_file": "none"}, "--tls-key-file: cannot read"),
+        ({"tls_cert_file": ".", "tls_key_file": "tls.key"}, "--tls-cert-file: cannot read"),
+        ({"tls_cert_file": "text", "tls_key_file": "tls.key"}, "--tls-cert-file"),
+        ({"tls_cert_file": "tls.crt", "tls_key_file": "text"}, "--tls-key-file"),
+        ({"tls_cert_file": "tls.crt", "tls_key_file": "other.key"}, "--tls-key-file: the key in"),
+        ({"tls_cert_file": "tls.crt", "tls_key_file": "rsa.key"}, "--tls-key-file: the key in"),
+        ({"tls_cert_file": "tls.crt", "tls_key_file": "locked.key"}, "is encrypted"),
+        (
+            {"tls_cert_file": "tls.crt", "tls_key_file": "tls.key", "tls_client_ca_file": "text"},
+            "--tls-client-ca-file",
+        ),
+    ],
+)
+def test_bad_files(names: dict[str, str], says: str, authority: Authority, tmp_path: Path) -> None:
+    """Files that cannot be used stop the start, with a line that names the setting."""
+    authority.issue().write(tmp_path)
+    authority.issue().write(tmp_path, "other")
+    authority.issue(kind="rsa").write(tmp_path, "rsa")
+    authority.issue(passphrase=b"secret").write(tmp_path, "locked")
+    (tmp_path / "text").write_text("hello")
+    files = {name: tmp_path / file for name, file in names.items()}
+    with pytest.raises(ConfigError) as raised:
+        load({**URL, **files})
+    assert says in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+async def test_bad_files_stop_the_process(authority: Authority, tmp_path: Path) -> None:
+    """The process ends with status 2 and one line."""
+    cert, _ = authority.issue().write(tmp_path)
+    flags = ["--without-upstream", "--tls-cert-file", str(cert), "--tls-key-file", str(cert)]
+    async with process(tmp_path, *flags, wait_for="") as running:
+        assert await asyncio.wait_for(running.process.wait(), 20) == 2
+        lines = running.log.read_text().splitlines()
+    assert len(lines) == 1
+    assert "--tls-key-file" in lines[0]
+
+
+async def test_as_it_runs(upstream: StandIn, authority: Authority, tmp_path: Path) -> None:
+    """The process, with its own event loop, replaces its certificate and knows its clients."""
+    old, new = authority.issue(), authority.issue(kind="rsa")
+    cert, key = old.write(tmp_path)
+    client = authority.issue("client").write(tmp_path, "client")
+    files = {"cert": cert, "key": key, "client-ca": authority.write(tmp_path)}
+    flags = [text for name, path in files.items() for text in (f"--tls-{name}-file", str(path))]
+    flags += ["--upstream-url", upstream.url]
+    context = trusting(authority, client)
+    async with process(tmp_path, *flags, wait_for="") as running:
+
+        async def is_there() -> bool:
+            try:
+                return await serial_of(running.port, context) == old.serial
+            except OSError:
+                return False
+
+        await harness.until(is_there, 20)
+        async with ClientSession() as http:
+            url = f"https://localhost:{running.port}/v1/models"
+            async with http.get(url, ssl=context) as response:
+                assert response.status == 200
+            async with http.get(url, ssl=trusting(authority)) as response:
+                assert response.status == 401
+        new.write(tmp_path)
+
+        async def is_replaced() -> bool:
+            return await serial_of(running.port, context) == new.serial
+
+        await harness.until(is_replaced, 5)
+        assert await running.end() == 0
+        assert "https://" in running.log.read_text()
+
+
+# Towards upstreams
+
+
+@asynccontextmanager
+async def tls_server(context: ssl.SSLContext) -> AsyncIterator[int]:
+    """A server that says hello over TLS; yields its port."""
+
+    async def hello(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"hello")
+        writer.close()
+
+    server = await asyncio.start_server(hello, "127.0.0.1", 0, ssl=context)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+
+
+async def hears(port: int, tls: ClientTLSContext, name: str = "localhost") -> bytes:
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1", port, ssl=tls.current(), server_hostname=tls.server_name or name
+    )
+    try:
+        return await asyncio.wait_for(reader.read(), 5)
+    finally:
+        writer.close()
+
+
+async def test_an_upstreams_authority(authority: Authority, tmp_path: Path) -> None:
+    """With a ca_file, its certificates are trusted, and no others; without, the system's."""
+    ca = authority.write(tmp_path)
+    tls = ServerTLS(*authority.issue().write(tmp_path))
+    async with tls_server(server_context(tls)) as port:
+        assert await hears(port, ClientTLSContext(ClientTLS(ca_file=ca), "u")) == b"hello"
+        stranger = Authority("stranger").write(tmp_path, "stranger.crt")
+        for wrong in (ClientTLS(), ClientTLS(ca_file=stranger)):
+            with pytest.raises(ssl.SSLCertVerificationError):
+                await hears(port, ClientTLSContext(wrong, "u"))
+
+
+async def test_an_upstreams_name(authority: Authority, tmp_path: Path) -> None:
+    """A server_name is expected instead of the name in the URL."""
+    ca = authority.write(tmp_path)
+    pair = authority.issue(hosts=("inner.example",))
+    async with tls_server(server_context(ServerTLS(*pair.write(tmp_path)))) as port:
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await hears(port, ClientTLSContext(ClientTLS(ca_file=ca), "u"))
+        named = ClientTLS(ca_file=ca, server_name="inner.example")
+        assert await hears(port, ClientTLSContext(named, "u")) == b"hello"
+
+
+async def test_a_certificate_for_an_upstream(authority: Authority, tmp_path: Path) -> None:
+    """An upstream that wants a certificate gets it, and a new one once the files have changed."""
+    seen: list[int] = []
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*authority.issue().write(tmp_path))
+    context.load_verify_locations(authority.write(tmp_path))
+    context.verify_mode = ssl.CERT_REQUIRED
+
+    async def look(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(int(writer.get_extra_info("peercert")["serialNumber"], 16))
+        writer.write(b"hello")
+        writer.close()
+
+    now = 0.0
+    first, second = authority.issue("one"), authority.issue("two")
+    cert, key = first.write(tmp_path, "client")
+    settings = ClientTLS(ca_file=tmp_path / "ca.crt", cert_file=cert, key_file=key)
+    tls = ClientTLSContext(settings, "u", clock=lambda: now)
+    server = await asyncio.start_server(look, "127.0.0.1", 0, ssl=context)
+    port = server.sockets[0].getsockname()[1]
+    assert await hears(port, tls) == b"hello"
+    before = tls.current()
+    second.write(tmp_path, "client")
+    assert tls.current() is before
+    now += 2
+    assert await hears(port, tls) == b"hello"
+    server.close()
+    assert seen == [first.serial, second.serial]
+
+
+async def test_without_verification(tmp_path: Path) -> None:
+    """insecure_skip_verify trusts anyone, and says so in the log."""
+    with capture_logs() as lines:
+        tls = ClientTLSContext(ClientTLS(insecure_skip_verify=True), "my-upstream")
+    assert [(line["log_level"], line["upstream"]) for line in lines] == [("warning", "my-upstream")]
+    stranger = Authority("stranger").issue(hosts=("other.example",))
+    async with tls_server(server_context(ServerTLS(*stranger.write(tmp_path)))) as port:
+        assert await hears(port, tls) == b"hello"
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        ({"cert_file": "tls.crt"}, "cert_file and key_file"),
+        ({"ca_file": "none"}, "ca_file: cannot read"),
+        ({"ca_file": "text"}, "ca_file"),
+        ({"cert_file": "tls.crt", "key_file": "other.key"}, "key_file: the key in"),
+        ({"ca_file": "tls.crt", "insecure_skip_verify": True}, "insecure_skip_verify"),
+    ],
+)
+def test_bad_upstream_files(
+    names: dict[str, Any], says: str, authority: Authority, tmp_path: Path
+) -> None:
+    """Files for an upstream that cannot be used are refused, naming the setting."""
+    authority.issue().write(tmp_path)
+    authority.issue().write(tmp_path, "other")
+    (tmp_path / "text").write_text("hello")
+    given = {
+        name: tmp_path / file if isinstance(file, str) else file for name, file in names.items()
+    }
+    with pytest.raises(ValueError, match=says):
+        ClientTLS(**given)
+
+
+# Files that change
+
+
+def test_files_are_looked_at_once_a_second(tmp_path: Path) -> None:
+    """A changed file is seen after a second, or at once where that is asked for."""
+    now = 0.0
+    path = tmp_path / "secret"
+    path.write_text("one")
+    value = Reloaded([path], path.read_text, clock=lambda: now)
+    path.write_text("three")
+    assert value.value() == "one"
+    assert value.value(now=True) == "three"
+    path.write_text("fourteen")
+    now = 1.0
+    assert value.value() == "fourteen"
+
+
+def test_a_failure_is_told_once(tmp_path: Path) -> None:
+    """A file that is of no use is told of once, tried again, and used as soon as it is."""
+    path = tmp_path / "secret"
+    path.write_text("1")
+    errors: list[str] = []
+    value = Reloaded(
+        [path], lambda: int(path.read_text()), on_failure=lambda error: errors.append(str(error))
+    )
+    path.write_text("no number")
+    assert [value.value(now=True) for _ in range(3)] == [1, 1, 1]
+    assert len(errors) == 1
+    path.write_text("22")
+    assert value.value(now=True) == 22
