@@ -24,7 +24,8 @@ FILE_SCHEMA = ROOT / "docs" / "config.schema.json"
 SCHEMA = ROOT / "charts" / "kserve-llamacpp" / "values.schema.json"
 _BEGIN, _END = "<!-- settings -->\n", "<!-- end of settings -->\n"
 _BEGIN_ALIASES, _END_ALIASES = "<!-- aliases -->\n", "<!-- end of aliases -->\n"
-# The chart gives these itself: the upstream, the port of Service and probes, no backend in the pod.
+# The chart gives these itself: the upstream, the port of Service and probes, the paths of Secrets,
+# no backend in the pod.
 NOT_IN_THE_CHART = {
     "host",
     "port",
@@ -32,6 +33,9 @@ NOT_IN_THE_CHART = {
     "without_upstream",
     "model_path",
     "model_name",
+    "tls_cert_file",
+    "tls_key_file",
+    "tls_client_ca_file",
 }
 _SAID_ELSEWHERE = ("title", "description", "default", "writeOnly", "format")
 _DEFAULTS = {"backend_python": "its own"}

@@ -10,6 +10,13 @@ The proxy's configuration file.
 {{- $_ := set $settings "without_upstream" true -}}
 {{- end -}}
 {{- end -}}
+{{- if .Values.proxy.tls.secretName -}}
+{{- $_ := set $settings "tls_cert_file" "/etc/openai-proxy-tls/tls.crt" -}}
+{{- $_ := set $settings "tls_key_file" "/etc/openai-proxy-tls/tls.key" -}}
+{{- end -}}
+{{- if .Values.proxy.tls.clientCASecretName -}}
+{{- $_ := set $settings "tls_client_ca_file" "/etc/openai-proxy-clients/ca.crt" -}}
+{{- end -}}
 {{- /* New pods bring new settings: the old ones need not look. */ -}}
 {{- if not .Values.proxy.reload -}}
 {{- $_ := set $settings "config_poll_seconds" 0 -}}
@@ -20,4 +27,15 @@ The proxy's configuration file.
 {{- end -}}
 {{- end -}}
 {{- toYaml $settings -}}
+{{- end -}}
+
+{{/*
+A probe of the proxy, by HTTPS where that is spoken: list $ PROBE.
+*/}}
+{{- define "kserve-llamacpp.proxy.probe" -}}
+{{- $probe := deepCopy (index . 1) -}}
+{{- if and (index . 0).Values.proxy.tls.secretName $probe.httpGet -}}
+{{- $_ := set $probe.httpGet "scheme" "HTTPS" -}}
+{{- end -}}
+{{- toYaml $probe -}}
 {{- end -}}

@@ -68,10 +68,13 @@ Requests go to one place: list $ MODELS.
 {{- if and .httpRoute.enabled (not .httpRoute.parentRefs) -}}
 {{- fail "proxy.httpRoute.parentRefs is empty: name the gateway that the route is attached to." -}}
 {{- end -}}
+{{- if and .tls.clientCASecretName (not .tls.secretName) -}}
+{{- fail "proxy.tls.clientCASecretName is set, but proxy.tls.secretName is not: certificates of clients need HTTPS." -}}
+{{- end -}}
 {{- if and .service.nodePort (eq .service.type "ClusterIP") -}}
 {{- fail "proxy.service.nodePort is set and proxy.service.type is ClusterIP: set the type to NodePort." -}}
 {{- end -}}
-{{- $instead := dict "OPENAI_PROXY_DRAIN_DELAY_SECONDS" "proxy.config.drain_delay_seconds" "OPENAI_PROXY_GRACE_SECONDS" "proxy.config.grace_seconds" "OPENAI_PROXY_UPSTREAM_URL" "proxy.upstreamUrl" "OPENAI_PROXY_UPSTREAMS" "proxy.config.upstreams" "OPENAI_PROXY_PORT" "proxy.service.port" "OPENAI_PROXY_CONFIG" "proxy.config" -}}
+{{- $instead := dict "OPENAI_PROXY_DRAIN_DELAY_SECONDS" "proxy.config.drain_delay_seconds" "OPENAI_PROXY_GRACE_SECONDS" "proxy.config.grace_seconds" "OPENAI_PROXY_UPSTREAM_URL" "proxy.upstreamUrl" "OPENAI_PROXY_UPSTREAMS" "proxy.config.upstreams" "OPENAI_PROXY_PORT" "proxy.service.port" "OPENAI_PROXY_CONFIG" "proxy.config" "OPENAI_PROXY_TLS_CERT_FILE" "proxy.tls.secretName" "OPENAI_PROXY_TLS_KEY_FILE" "proxy.tls.secretName" "OPENAI_PROXY_TLS_CLIENT_CA_FILE" "proxy.tls.clientCASecretName" -}}
 {{- range .env -}}
 {{- if hasKey $instead .name -}}
 {{- fail (printf "proxy.env has %s, which the chart has to know: use %s instead." .name (get $instead .name)) -}}
