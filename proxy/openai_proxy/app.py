@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from openai_protocol.errors import Unavailable, http_error
 from openai_proxy.api.health import PATHS, Health
 from openai_proxy.api.swagger import Swagger
-from openai_proxy.error_forms import FORMS, ErrorForm
 from openai_proxy.config import Settings
 from openai_proxy.cors import AllowOrigins
+from openai_proxy.error_forms import FORMS, ErrorForm
 from openai_proxy.exchange import Observer, exchange_of
 from openai_proxy.limits import LimitConcurrency
 from openai_proxy.metrics import Metrics

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from openai_protocol.errors import ErrorCode, InvalidRequest
+from openai_proxy.error_forms import form_of
 from openai_proxy.exchange import exchange_of
 from openai_proxy.middleware import App, Message, Receive, Scope, Send, send_error
 
@@ -116,7 +117,7 @@ class AllowOrigins:
                 code=ErrorCode.ORIGIN_NOT_ALLOWED,
             )
             exchange_of(scope).error_code = str(error.code)
-            await send_error(send, error)
+            await send_error(send, error, form_of(scope))
             return
         headers = [
             *allowed,

@@ -6,7 +6,7 @@ Files, aliases, reloading and what is printed have modules of their own: test_co
 from __future__ import annotations
 
 import ipaddress
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 from pydantic import BaseModel, Field, SecretStr
