@@ -147,7 +147,7 @@ _ACTIONS = {
 def _add(parser: _Parser, name: str, field: FieldInfo) -> None:
     flag = flag_of(name)
     value = field.get_default(call_default_factory=True)
-    default = "" if value in (None, (), False) else f", default {value}"
+    default = "" if value in (None, (), {}, False) else f", default {value}"
     text = f"{field.description} [{variable_of(name)}{default}]".replace("%", "%%")
     if kind_of(field) is Kind.SWITCH:
         action = argparse.BooleanOptionalAction

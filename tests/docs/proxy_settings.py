@@ -36,6 +36,8 @@ NOT_IN_THE_CHART = {
     "tls_cert_file",
     "tls_key_file",
     "tls_client_ca_file",
+    "model_cache_dir",
+    "exit_on_stdin_close",
 }
 _SAID_ELSEWHERE = ("title", "description", "default", "writeOnly", "format")
 _DEFAULTS = {"backend_python": "its own"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from openai_proxy.config import ENV_PREFIX
 from openai_proxy.config.aliases import BY_NAME
 from openai_proxy.config.files import ENVIRONMENT_VARIABLE
 from tests.proxy import harness
+from tests.proxy.programs import Programs
 
 
 @pytest.fixture(autouse=True)
@@ -30,3 +32,9 @@ async def upstream() -> AsyncIterator[harness.StandIn]:
 async def proxy(upstream: harness.StandIn) -> AsyncIterator[harness.Proxy]:
     async with harness.proxy(upstream_url=upstream.url) as running:
         yield running
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Programs:
+    """Stand-ins for the programs of all kinds of backends."""
+    return Programs(tmp_path)

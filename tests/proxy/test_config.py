@@ -52,6 +52,7 @@ def test_every_setting_is_a_flag_and_a_variable(monkeypatch: pytest.MonkeyPatch)
     values = {
         "backend": "llamacpp",
         "backend_args": "--n_ctx 512",
+        "backend_health_path": "/7",
         "metrics_namespace": "mine",
         "upstream_url": None,
         "cors_allow_origins": "https://a.example,https://b.example",
@@ -104,7 +105,7 @@ def test_service_links_are_ignored(monkeypatch: pytest.MonkeyPatch, value: str) 
         ({**URL, "backend": "llamacpp", "model_path": "m"}, "--backend"),
         ({**URL, "without_upstream": True}, "--without-upstream"),
         ({"backend": "llamacpp"}, "--model-path"),
-        ({"backend": "vllm", "model_path": "m"}, "--backend"),
+        ({"backend": "tgi", "model_path": "m"}, "--backend"),
         (
             {"backend": "llamacpp", "model_path": "m", "probe_interval_seconds": 0},
             "--probe-interval-seconds",

@@ -195,7 +195,7 @@ def test_output_lines() -> None:
     output.end()
     assert lines == [
         ("warning", "hi", {"n": 1}),
-        ("info", "plain  [31mred", {}),
+        ("info", "plain red", {}),
         ("info", "m", {}),
         ("info", "last", {}),
     ]

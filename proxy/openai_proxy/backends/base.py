@@ -3,21 +3,29 @@
     STOPPED -> STARTING -> WARMING -> READY -> (it died) BACKING_OFF -> STARTING ...
                                             -> FAILED    where a restart cannot help
 
-It gets the real program's name and exit codes from a `Backend`.
+What is special about the real program it gets from a `Backend`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 
+from openai_proxy.backends import ports
+from openai_proxy.backends.kind import (
+    EXIT_GAVE_UP,
+    EXIT_PORT_TAKEN,
+    Backend,
+    BackendError,
+    address,
+    fill,
+)
 from openai_proxy.backends.output import Output
 from openai_proxy.backends.process import GuardedProcess
 
@@ -27,8 +35,9 @@ POLL_SECONDS = 0.25
 PROGRESS_SECONDS = 10.0
 # A backend that was ready for so long has not failed to start when it ends
 STABLE_SECONDS = 60.0
-EXIT_PORT_TAKEN = 3
-EXIT_GAVE_UP = 1
+# A ready backend whose port refuses connections so often in a row serves nobody any more.
+PORT_SECONDS = 2.0
+REFUSALS_TO_CLOSED = 3
 
 
 class BackendState(StrEnum):
@@ -42,35 +51,13 @@ class BackendState(StrEnum):
     FAILED = "failed"
 
 
-class BackendError(Exception):
-    """The backend cannot run; the proxy ends with this exit code and text."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
-
-
-class Backend(Protocol):
-    """One kind of model server: its command line and the meaning of its exit codes."""
-
-    @property
-    def name(self) -> str:
-        """The kind's name, as in `--backend`."""
-
-    @property
-    def model(self) -> str:
-        """The name of the model that it serves."""
-
-    def command(self, host: str, port: int) -> list[str]:
-        """Return the command that serves the model on this address."""
-
-    def hopeless(self, exit_code: int) -> bool:
-        """Tell whether a process that ended so would end so again."""
-
-
 @dataclass(frozen=True, slots=True)
 class SupervisorOptions:
-    """How to run a backend; `port` 0 takes a free one at each start."""
+    """How to run a backend; `port` 0 takes a free one at each start.
+
+    `environment` is all that the process gets, but for the backend's own variables and for
+    `variables`, which come last; `{host}` and `{port}` in them are filled.
+    """
 
     host: str = "127.0.0.1"
     port: int = 0
@@ -78,14 +65,21 @@ class SupervisorOptions:
     max_restarts: int = 5
     backoff_seconds: float = 1
     backoff_cap_seconds: float = 30
+    stop_seconds: float = 5
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    variables: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Checks:
-    """How to look at a backend by its base URL."""
+    """How to look at a backend by its base URL.
+
+    `warm_up` has it answer once; returns its name for the model, or None while it does not answer.
+    """
 
     is_loaded: Callable[[str], Awaitable[bool]]
-    warm_up: Callable[[str], Awaitable[bool]]
+    warm_up: Callable[[str], Awaitable[str | None]]
+    is_open: Callable[[str], Awaitable[bool]]
 
 
 class Supervisor:
@@ -104,9 +98,11 @@ class Supervisor:
         on_start: Callable[[], None] = lambda: None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
+        find_port: Callable[[str, int], int] = ports.find_port,
     ) -> None:
         self.state = BackendState.STOPPED
         self.url: str | None = None
+        self.model = backend.model
         self.num_restarts = 0
         self._backend = backend
         self._options = options
@@ -116,8 +112,11 @@ class Supervisor:
         self._on_start = on_start
         self._sleep = sleep
         self._clock = clock
+        self._find_port = find_port
         self._process: GuardedProcess | None = None
         self._last_exit: int | None = None
+        self._is_stranger_told = False
+        self._is_port_lost = False
 
     @property
     def is_ready(self) -> bool:
@@ -129,7 +128,7 @@ class Supervisor:
         report: dict[str, Any] = {
             "status": str(self.state),
             "name": self._backend.name,
-            "model": self._backend.model,
+            "model": self.model,
             "restarts": self.num_restarts,
         }
         if self._last_exit is not None:
@@ -138,23 +137,13 @@ class Supervisor:
 
     async def run(self) -> None:
         """Run it, again and again; until cancelled. Raises BackendError."""
-        failures = 0
-        while True:
-            seconds_ready = await self._run_once()
-            failures = 1 if seconds_ready >= STABLE_SECONDS else failures + 1
-            if failures > self._options.max_restarts:
-                self._fail(
-                    f"the {self._backend.name} backend ended {failures} times in a row; the last "
-                    f"it said: {self._output.last_message}",
-                    EXIT_GAVE_UP,
-                )
-            self.num_restarts += 1
-            if self._last_exit == EXIT_PORT_TAKEN and not self._options.port:
-                continue  # somebody else took the free port; there are more
-            self.state = BackendState.BACKING_OFF
-            wait = backoff(failures, self._options)
-            log.warning("backend_ended", exit_code=self._last_exit, restart_in_seconds=wait)
-            await self._sleep(wait)
+        try:
+            given = {**self._options.environment, **self._options.variables}
+            self._backend.check(given.get("PATH"))
+            await self._keep_running()
+        except BackendError:
+            self.state = BackendState.FAILED
+            raise
 
     async def stop(self, grace_seconds: float) -> None:
         """End it: ask, wait, insist; does nothing where it does not run."""
@@ -169,46 +158,75 @@ class Supervisor:
         if self._process is not None:
             self._process.kill()
 
+    async def _keep_running(self) -> None:
+        failures = 0
+        while True:
+            seconds_ready = await self._run_once()
+            failures = 1 if seconds_ready >= STABLE_SECONDS else failures + 1
+            if failures > self._options.max_restarts:
+                raise BackendError(self._gave_up(failures), EXIT_GAVE_UP)
+            self.num_restarts += 1
+            if self._is_port_lost:  # somebody took the free port first; there are more
+                log.warning("backend_port_taken")
+                continue
+            self.state = BackendState.BACKING_OFF
+            wait = backoff(failures, self._options)
+            log.warning("backend_ended", exit_code=self._last_exit, restart_in_seconds=wait)
+            await self._sleep(wait)
+
     async def _run_once(self) -> float:
         """Start it and see it to its end; returns for how many seconds it was ready."""
         self.state = BackendState.STARTING
-        host = self._options.host
-        port = self._options.port or free_port(host)
-        self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        self._on_start()
-        command = self._backend.command(host, port)
-        log.info("backend_starting", backend=self._backend.name, model=self._backend.model)
-        process = self._process = await GuardedProcess.start(command, self._output)
-        ready = asyncio.create_task(self._get_ready(self.url))
+        self._is_port_lost = False
+        process, port = await self._start()
+        assert self.url is not None
+        ready = asyncio.create_task(self._get_ready(self.url, process.pid, port))
         ended = asyncio.create_task(process.wait())
         ready_at = None
         try:
             await asyncio.wait({ready, ended}, return_when=asyncio.FIRST_COMPLETED)
             if ready.done() and ready.result():
                 ready_at = self._clock()
+                await self._serve(self.url, process, ended)
             elif not ended.done():
                 await process.stop(0)
-                self._fail(self._too_slow(), EXIT_GAVE_UP)
+                raise BackendError(self._too_slow(), EXIT_GAVE_UP)
             self._last_exit = await ended
             self._process = None
         finally:
             ready.cancel()
             ended.cancel()
             self._leave()
-        if self._backend.hopeless(self._last_exit) or (
-            self._last_exit == EXIT_PORT_TAKEN and self._options.port
-        ):
-            self._fail(self._output.last_message, self._last_exit)
-        return 0.0 if ready_at is None else self._clock() - ready_at
+        if ready_at is not None:
+            return self._clock() - ready_at
+        self._judge(self._last_exit)
+        return 0.0
 
-    async def _get_ready(self, url: str) -> bool:
+    async def _start(self) -> tuple[GuardedProcess, int]:
+        host = self._options.host
+        port = self._find_port(host, self._options.port)
+        self.url = f"http://{address(ports.connectable(host), port)}"
+        self._on_start()
+        log.info("backend_starting", backend=self._backend.name, model=self._backend.model)
+        place = {"host": host, "port": str(port)}
+        environment = {
+            **self._options.environment,
+            **self._backend.environment(host, port),
+            **{name: fill(text, place) for name, text in self._options.variables.items()},
+        }
+        command = self._backend.command(host, port)
+        process = await GuardedProcess.start(command, self._output, environment)
+        self._process = process
+        return process, port
+
+    async def _get_ready(self, url: str, pid: int, port: int) -> bool:
         """Wait until it has loaded its model and answered once; False where that takes too long."""
         started = told = self._clock()
         limit = self._options.startup_timeout_seconds
         while self._clock() - started < limit:
-            if self.state is BackendState.STARTING and await self._checks.is_loaded(url):
+            if self.state is BackendState.STARTING and await self._is_loaded(url, pid, port):
                 self.state = BackendState.WARMING
-            if self.state is BackendState.WARMING and await self._checks.warm_up(url):
+            if self.state is BackendState.WARMING and await self._has_answered(url):
                 self.state = BackendState.READY
                 seconds = round(self._clock() - started, 1)
                 log.info("backend_ready", backend=self._backend.name, seconds=seconds)
@@ -225,15 +243,70 @@ class Supervisor:
             await self._sleep(POLL_SECONDS)
         return False
 
+    async def _is_loaded(self, url: str, pid: int, port: int) -> bool:
+        if not await self._checks.is_loaded(url):
+            return False
+        if self._backend.listens_itself and ports.listens(pid, port) is False:
+            if not self._is_stranger_told:
+                log.warning("another program answers on the backend's port", port=port)
+            self._is_stranger_told = True
+            return False
+        return True
+
+    async def _has_answered(self, url: str) -> bool:
+        model = await self._checks.warm_up(url)
+        if model is None:
+            return False
+        self.model = model
+        return True
+
+    async def _serve(self, url: str, process: GuardedProcess, ended: asyncio.Task[int]) -> None:
+        """Return when it has ended, or end it when it has closed its port for good."""
+        closed = asyncio.create_task(self._port_closes(url))
+        try:
+            await asyncio.wait({ended, closed}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            closed.cancel()
+        if not ended.done():
+            log.warning("backend_port_closed")
+            self._leave()
+            await process.stop(self._options.stop_seconds)
+
+    async def _port_closes(self, url: str) -> None:
+        refusals = 0
+        while refusals < REFUSALS_TO_CLOSED:
+            await self._sleep(PORT_SECONDS)
+            refusals = 0 if await self._checks.is_open(url) else refusals + 1
+
     def _leave(self) -> None:
         if self.is_ready:
             self._on_ready(None)
         self.state = BackendState.STOPPED
         self.url = None
 
-    def _fail(self, message: str, exit_code: int) -> None:
-        self.state = BackendState.FAILED
-        raise BackendError(message, exit_code)
+    def _judge(self, exit_code: int) -> None:
+        """Raise BackendError where the end of one that was never ready says that it is hopeless."""
+        verdict = self._backend.judge(exit_code, tuple(self._output.said))
+        if verdict is None:
+            return
+        port = self._options.port
+        if verdict.exit_code == EXIT_PORT_TAKEN and not port:
+            self._is_port_lost = True
+            return
+        if verdict.exit_code == EXIT_PORT_TAKEN != exit_code:
+            # By its words alone: this port, or another that it needs? For this one it raises.
+            self._find_port(self._options.host, port)
+            return
+        raise BackendError(verdict.message, verdict.exit_code)
+
+    def _gave_up(self, failures: int) -> str:
+        text = (
+            f"the {self._backend.name} backend ended {failures} times in a row; the last it "
+            f"said: {self._output.last_message}"
+        )
+        if self._last_exit == 0:
+            text += "; it ended with 0 each time: it must stay in the foreground"
+        return text
 
     def _too_slow(self) -> str:
         return (
@@ -247,12 +320,3 @@ def backoff(failures: int, options: SupervisorOptions) -> float:
     """Return the wait before the next start: doubled with each failure, up to the cap."""
     doubled: float = options.backoff_seconds * 2 ** min(max(failures - 1, 0), 30)
     return min(doubled, options.backoff_cap_seconds)
-
-
-def free_port(host: str) -> int:
-    """Return a port that is free just now; another program may still take it."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port

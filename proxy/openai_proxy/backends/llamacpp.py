@@ -3,35 +3,47 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
+from urllib.parse import quote
 
-# The predictor's exit codes after which another try would end the same way: bad configuration,
-# no such model file or not a GGUF, not enough memory.
-_HOPELESS = frozenset({2, 4, 5})
+from openai_proxy.backends.kind import EXIT_BAD_CONFIGURATION, ModelServer, Sign
 
 
 @dataclass(frozen=True, slots=True)
-class LlamaCpp:
+class LlamaCpp(ModelServer):
     """Its command line and exit codes; `grace_seconds` is its own time to finish on SIGTERM."""
 
-    python: str
+    program: str
     model: str
     model_path: str
     grace_seconds: float
     arguments: tuple[str, ...] = ()
     log_level: str = "info"
-    name: str = "llamacpp"
+
+    name: ClassVar[str] = "llamacpp"
+    program_setting: ClassVar[str] = "--backend-python"
+    # Bad configuration, a taken port, no such model file or not a GGUF, not enough memory.
+    hopeless_codes: ClassVar[frozenset[int]] = frozenset({2, 3, 4, 5})
+    signs: ClassVar[tuple[Sign, ...]] = (
+        Sign(
+            r"no module named '?kserve_llamacpp",
+            EXIT_BAD_CONFIGURATION,
+            "--backend-python must name the Python that has the predictor",
+        ),
+    )
+
+    @property
+    def health_path(self) -> str:
+        """KServe's own: 200 once the model is loaded, 503 before."""
+        return f"/v1/models/{quote(self.model, safe='')}"
 
     def command(self, host: str, port: int) -> list[str]:
         """Return the predictor's command line; `arguments` come last, so that they win."""
         return [
-            *(self.python, "-m", "kserve_llamacpp"),
+            *(self.program, "-m", "kserve_llamacpp"),
             *("--model_name", self.model, "--model_dir", self.model_path),
             *("--http_host", host, "--http_port", str(port), "--enable_grpc", "false"),
             *("--drain_delay_seconds", "0", "--grace_seconds", f"{self.grace_seconds:g}"),
             *("--log_format", "json", "--log_level", self.log_level),
             *self.arguments,
         ]
-
-    def hopeless(self, exit_code: int) -> bool:
-        """Tell whether a process that ended so would end so again."""
-        return exit_code in _HOPELESS

@@ -6,12 +6,17 @@ import asyncio
 import contextlib
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 from openai_proxy.backends.output import Output
 
 GUARD = Path(__file__).with_name("guard.py")
 LAST_LINES_SECONDS = 1.0
+# Between two reads of a backend that writes more than is passed on: its pipe is full meanwhile,
+# so that it costs little, and goes on writing, if slowly.
+FLOODED_SECONDS = 0.02
 
 
 class GuardedProcess:
@@ -33,10 +38,13 @@ class GuardedProcess:
         self._reader = reader
 
     @classmethod
-    async def start(cls, command: list[str], output: Output) -> GuardedProcess:
-        """Start a command; its stdout and stderr go to `output`."""
+    async def start(
+        cls, command: list[str], output: Output, environment: Mapping[str, str]
+    ) -> GuardedProcess:
+        """Start a command in this environment; its stdout and stderr go to `output`."""
         theirs, life_line = os.pipe()
         out, written = os.pipe()
+        output.begin()
         try:
             guard = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-I", "-S", str(GUARD), *command),
@@ -44,6 +52,7 @@ class GuardedProcess:
                 stdout=written,
                 stderr=written,
                 start_new_session=True,
+                env=environment,
             )
             pipe, reader = await asyncio.get_running_loop().connect_read_pipe(
                 lambda: _Reader(output), os.fdopen(out, "rb", 0)
@@ -55,6 +64,11 @@ class GuardedProcess:
             os.close(theirs)
             os.close(written)
         return cls(guard, life_line, pipe, reader)
+
+    @property
+    def pid(self) -> int:
+        """The guard's process id: the command and all that it starts are below it."""
+        return self._guard.pid
 
     async def wait(self) -> int:
         """Wait for the end; returns the command's exit status, 128 + N for signal N."""
@@ -93,9 +107,21 @@ class _Reader(asyncio.Protocol):
     def __init__(self, output: Output) -> None:
         self.ended = asyncio.Event()
         self._output = output
+        self._pipe: asyncio.ReadTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._pipe = cast("asyncio.ReadTransport", transport)
 
     def data_received(self, data: bytes) -> None:
         self._output.feed(data)
+        if self._output.is_flooded:
+            assert self._pipe is not None
+            self._pipe.pause_reading()
+            asyncio.get_running_loop().call_later(FLOODED_SECONDS, self._resume)
+
+    def _resume(self) -> None:
+        if self._pipe is not None and not self._pipe.is_closing():
+            self._pipe.resume_reading()
 
     def connection_lost(self, _: Exception | None) -> None:
         self._output.end()

@@ -55,8 +55,6 @@ class Settings(
                 "for several), --backend (one that the proxy starts) and --without-upstream "
                 "(neither, for now)"
             )
-        if self.backend is not None and self.model_path is None:
-            raise ValueError(f"--backend {self.backend} needs --model-path")
         if not self.all_upstreams and not self.probe_interval_seconds:
             raise ValueError(
                 "--probe-interval-seconds 0 is for an --upstream-url: give more without one"

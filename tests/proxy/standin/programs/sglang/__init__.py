@@ -1,0 +1,1 @@
+"""A stand-in for SGLang: its server's command line, no model."""
