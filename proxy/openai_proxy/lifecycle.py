@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from openai_protocol.errors import ErrorCode, Unavailable
-from openai_proxy import app, error_forms, server
+from openai_proxy import app, error_forms, server, stdin
 from openai_proxy.access_log import AccessLog
 from openai_proxy.banner import banner
 from openai_proxy.config import Settings
@@ -37,7 +37,6 @@ log = structlog.get_logger("openai_proxy")
 
 # After the grace period: for interrupted streams to get their last event out
 LAST_EVENTS_SECONDS = 3.0
-BACKEND_STOP_SECONDS = 5.0
 
 
 class Lifecycle:
@@ -84,6 +83,8 @@ class Lifecycle:
         if supervisor is not None:
             self._state.backend = supervisor
             parts.append(asyncio.create_task(supervisor.run()))
+        if self._settings.exit_on_stdin_close:
+            parts.append(asyncio.create_task(stdin.stop_when_closed(self.stop)))
         stopping = asyncio.create_task(self._stop.wait())
         await asyncio.wait({*parts, stopping}, return_when=asyncio.FIRST_COMPLETED)
         exit_code = _failure_of(parts)
@@ -94,7 +95,7 @@ class Lifecycle:
         await asyncio.gather(*tasks, return_exceptions=True)
         try:
             if supervisor is not None:
-                await supervisor.stop(BACKEND_STOP_SECONDS)
+                await supervisor.stop(self._settings.backend_stop_seconds)
         finally:
             await self._service.close()
         log.info("stopped")
