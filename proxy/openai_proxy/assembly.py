@@ -19,14 +19,18 @@ from openai_proxy.app import Paths, Table
 from openai_proxy.config import ConfigError, Settings
 from openai_proxy.config.upstreams import UpstreamSettings
 from openai_proxy.dialects.base import CHAT, COMPLETIONS, Dialect, Render
-from openai_proxy.dialects.openai import OpenAIDialect
 from openai_proxy.dialects.registry import make_dialect
 from openai_proxy.limits import RequestLimits
 from openai_proxy.metrics import Metrics
+from openai_proxy.routing.access import Access
+from openai_proxy.routing.client_tls import ClientTLSContext
+from openai_proxy.routing.credentials import Credentials
 from openai_proxy.routing.endpoints import Endpoints, is_address, look_up
+from openai_proxy.routing.headers import HeaderRules
 from openai_proxy.routing.models import Model, ModelTable
 from openai_proxy.routing.retry import RetryPolicy
 from openai_proxy.routing.router import Router
+from openai_proxy.routing.token_client import form_poster
 from openai_proxy.routing.upstream import ClientOptions, Upstream, open_session
 from openai_proxy.running import Running
 
@@ -51,6 +55,7 @@ class Assembly:
         self._side_session = open_session(replace(options, max_connections=SIDE_CONNECTIONS))
         self._settings = settings
         self._lookups: list[asyncio.Task[None]] = []
+        self._accesses: list[Access] = []
 
     def router(self) -> Router:
         """Return the router over the configured upstreams, whose names are looked up from now on.
@@ -70,7 +75,8 @@ class Assembly:
         url = URL(base_url)
         assert url.host is not None
         assert url.port is not None
-        return self._upstream(base_url, Endpoints(url.host, url.port, None), OpenAIDialect())
+        dialect = dialect_of(self._settings.backend_upstream(base_url))
+        return self._upstream(base_url, Endpoints(url.host, url.port, None), dialect)
 
     def _running_upstream(self, settings: UpstreamSettings) -> Upstream:
         """Return an upstream that others run."""
@@ -83,10 +89,30 @@ class Assembly:
         endpoints = Endpoints(url.host, url.port, None if is_fixed else look_up)
         if not is_fixed:
             self._lookups.append(asyncio.create_task(endpoints.run()))
-        return self._upstream(settings.url, endpoints, dialect)
+        access = self._access(settings)
+        self._accesses.append(access)
+        return self._upstream(settings.url, endpoints, dialect, access)
 
-    def _upstream(self, base_url: str, endpoints: Endpoints, dialect: Dialect) -> Upstream:
-        return Upstream(self._session, self._side_session, base_url, dialect, endpoints)
+    def _access(self, settings: UpstreamSettings) -> Access:
+        try:
+            rules = HeaderRules(settings.headers) if settings.headers is not None else None
+            tls = ClientTLSContext(settings.tls, settings.name) if settings.tls else None
+            credentials = None
+            if settings.credentials is not None:
+                post = form_poster(self._side_session, settings.tls)
+                credentials = Credentials(settings.credentials, post)
+        except (ValueError, OSError) as error:
+            raise ConfigError(f"upstream {settings.name}: {error}") from None
+        return Access(rules, credentials, tls)
+
+    def _upstream(
+        self,
+        base_url: str,
+        endpoints: Endpoints,
+        dialect: Dialect,
+        access: Access | None = None,
+    ) -> Upstream:
+        return Upstream(self._session, self._side_session, base_url, dialect, endpoints, access)
 
     def add_endpoints(
         self,
@@ -126,6 +152,8 @@ class Assembly:
         for lookup in self._lookups:
             lookup.cancel()
         await asyncio.gather(*self._lookups, return_exceptions=True)
+        for access in self._accesses:
+            await access.close()
         await self._session.close()
         await self._side_session.close()
 
@@ -134,6 +162,8 @@ def check(settings: Settings) -> None:
     """Raise ConfigError for what only shows when upstreams are built."""
     for upstream in settings.all_upstreams:
         dialect_of(upstream)
+    if settings.backend is not None:
+        dialect_of(settings.backend_upstream("http://127.0.0.1:1"))
 
 
 def model_table(settings: Settings) -> ModelTable:

@@ -1,19 +1,16 @@
-"""Calls as the endpoints make them, and what dialects make of streams."""
+"""Calls of models that take texts, and what their streams become."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 from openai import APIError, AsyncStream
 from openai.types import Completion
 
-from openai_protocol.requests import ChatCompletionRequest, CompletionRequest, Message
-from openai_proxy.dialects.base import CHAT, COMPLETIONS, Call, Dialect, StreamParser
-
-MESSAGES = [{"role": "user", "content": "hi"}]
+from openai_protocol.requests import ChatCompletionRequest, CompletionRequest
+from openai_proxy.dialects.base import CHAT, COMPLETIONS, Call, StreamParser
+from tests.proxy.harness import MESSAGES
+from tests.proxy.translating import events_of
 
 
 def chat(**fields: Any) -> Call:
@@ -30,22 +27,6 @@ def text(**fields: Any) -> Call:
     return Call(COMPLETIONS, b"", asked, [], "tiny", "small", "cmpl-1", 7)
 
 
-def render(messages: list[Message]) -> str:
-    """A chat template."""
-    return "".join(f"<{message.role}>{message.content}" for message in messages) + "<assistant>"
-
-
-def sent(dialect: Dialect, call: Call) -> Any:
-    """The body that is sent for a call."""
-    return json.loads(dialect.request(call).body)
-
-
-def events(data: bytes) -> list[Any]:
-    """The events of a stream, decoded."""
-    parts = [part.removeprefix("data: ") for part in data.decode().split("\n\n") if part]
-    return [part if part == "[DONE]" else json.loads(part) for part in parts]
-
-
 def fed(parser: StreamParser, *chunks: bytes) -> bytes:
     """What a parser makes of a stream, as an endpoint feeds it; raises as `finish` does."""
     passed = b""
@@ -56,21 +37,15 @@ def fed(parser: StreamParser, *chunks: bytes) -> bytes:
     return passed + parser.finish()
 
 
-def cut(whole: bytes, cuts: Sequence[int]) -> list[bytes]:
-    """Cut bytes at these places, as a network might."""
-    ends = [0, *sorted(min(place, len(whole)) for place in cuts), len(whole)]
-    return [whole[a:b] for a, b in pairwise(ends)]
-
-
 def contents(data: bytes) -> str:
     """The text of a chat's stream."""
-    chunks = [chunk for chunk in events(data) if chunk != "[DONE]" and chunk["choices"]]
+    chunks = [chunk for chunk in events_of(data.decode()) if chunk != "[DONE]" and chunk["choices"]]
     return "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks)
 
 
 def reason(data: bytes) -> str | None:
     """Why a stream's text ends."""
-    chunks = [chunk for chunk in events(data) if chunk != "[DONE]" and chunk["choices"]]
+    chunks = [chunk for chunk in events_of(data.decode()) if chunk != "[DONE]" and chunk["choices"]]
     found: str | None = chunks[-1]["choices"][0]["finish_reason"]
     return found
 

@@ -17,9 +17,10 @@ from openai_protocol.errors import ApiError, BadGateway, InvalidRequest
 from openai_proxy.dialects.base import AnswerHead, Call
 from openai_proxy.dialects.kserve_v1 import KServeV1Dialect
 from tests.proxy import harness
-from tests.proxy.calls import chat, contents, cut, events, fed, reason, render, sent, text
+from tests.proxy.calls import chat, contents, fed, reason, text
 from tests.proxy.standin.kserve_server import kserve_server
 from tests.proxy.standin.served import MODEL, Server, proxy_for
+from tests.proxy.translating import events_of, pieces, render, sent
 
 OK = AnswerHead(200, "application/json")
 USAGE = {
@@ -195,16 +196,16 @@ def test_an_error_under_200() -> None:
 def test_any_cut_of_an_answer_is_the_same_stream(cuts: list[int]) -> None:
     """However an answer is cut, the same stream comes out, with its reason and its usage."""
     call = chat(stream=True, stream_options={"include_usage": True})
-    data = fed(KServeV1Dialect().stream(call), *cut(predicted(OURS), cuts))
+    data = fed(KServeV1Dialect().stream(call), *pieces(predicted(OURS), cuts))
     assert (contents(data), reason(data)) == ("Hello", "length")
-    *_, usage, last = events(data)
+    *_, usage, last = events_of(data.decode())
     assert (usage["usage"], last) == (USAGE, "[DONE]")
 
 
 def test_a_stream_of_choices() -> None:
     """Each choice gets its text and its reason under its index."""
     data = fed(KServeV1Dialect().stream(text(n=2)), predicted(OURS, {**OURS, "text": "Ho"}))
-    choices = [event["choices"][0] for event in events(data)[:-1]]
+    choices = [event["choices"][0] for event in events_of(data.decode())[:-1]]
     assert [(choice["index"], choice["text"]) for choice in choices] == [
         (0, "Hello"),
         (0, ""),

@@ -20,21 +20,11 @@ from openai_proxy.dialects.base import AnswerHead
 from openai_proxy.dialects.kserve_v2 import KServeV2Dialect
 from openai_proxy.dialects.tensors import read_answer, read_tensors
 from tests.proxy import harness
-from tests.proxy.calls import (
-    chat,
-    contents,
-    cut,
-    events,
-    fed,
-    reason,
-    render,
-    sent,
-    text,
-    until_error,
-)
+from tests.proxy.calls import chat, contents, fed, reason, text, until_error
 from tests.proxy.harness import answered, answered_json, start_stream, streamed
 from tests.proxy.standin.kserve_server import kserve_server
 from tests.proxy.standin.served import MODEL, Server, proxy_for
+from tests.proxy.translating import events_of, pieces, render, sent
 
 OK = AnswerHead(200, "application/json")
 
@@ -227,7 +217,7 @@ def test_no_texts(body: bytes) -> None:
 def test_any_cut_of_an_answer_is_the_same_stream(cuts: list[int]) -> None:
     """However an answer is cut, the same stream comes out."""
     body = with_binary(("output-0", "BYTES", binary(b"Hello")))
-    data = fed(KServeV2Dialect().stream(chat(stream=True)), *cut(body, cuts))
+    data = fed(KServeV2Dialect().stream(chat(stream=True)), *pieces(body, cuts))
     assert (contents(data), reason(data)) == ("Hello", "stop")
     assert data.endswith(b"data: [DONE]\n\n")
 
@@ -304,7 +294,7 @@ def test_no_answer_of_generate(body: bytes) -> None:
 @given(st.lists(st.integers(0, len(STREAM)), max_size=12))
 def test_any_cut_of_a_stream_is_the_same(cuts: list[int]) -> None:
     """However the network cuts a stream, the same text comes out, and its reason."""
-    data = fed(GENERATE.stream(chat(stream=True)), *cut(STREAM, cuts))
+    data = fed(GENERATE.stream(chat(stream=True)), *pieces(STREAM, cuts))
     assert (contents(data), reason(data)) == ("Hel\n\nlo", "length")
     assert data.endswith(b"data: [DONE]\n\n")
 
@@ -377,7 +367,7 @@ def test_an_echo_in_a_stream() -> None:
     dialect = KServeV2Dialect(api="generate", strip_prompt=True)
     stream = piece("h") + piece("i yo") + piece("u", "stop")
     data = fed(dialect.stream(text(stream=True)), stream)
-    texts = [event["choices"][0]["text"] for event in events(data)[:-1]]
+    texts = [event["choices"][0]["text"] for event in events_of(data.decode())[:-1]]
     assert "".join(texts) == " you"
 
 

@@ -15,21 +15,11 @@ from openai_protocol.errors import BadGateway, InvalidRequest
 from openai_proxy.dialects.base import AnswerHead
 from openai_proxy.dialects.triton import TritonDialect
 from tests.proxy import harness
-from tests.proxy.calls import (
-    chat,
-    contents,
-    cut,
-    events,
-    fed,
-    reason,
-    render,
-    sent,
-    text,
-    until_error,
-)
+from tests.proxy.calls import chat, contents, fed, reason, text, until_error
 from tests.proxy.harness import answered, answered_json, streamed
 from tests.proxy.standin.served import MODEL, Server, proxy_for
 from tests.proxy.standin.triton_server import ONE_ANSWER, triton_server
+from tests.proxy.translating import events_of, pieces, render, sent
 
 OK = AnswerHead(200, "application/json")
 REFUSED = AnswerHead(400, "application/json")
@@ -160,7 +150,7 @@ def test_no_answer(body: bytes, code: str) -> None:
 @given(st.lists(st.integers(0, len(STREAM)), max_size=12))
 def test_any_cut_of_a_stream_is_the_same(cuts: list[int]) -> None:
     """However the network cuts a stream, the same text comes out; no `[DONE]` is waited for."""
-    data = fed(TritonDialect().stream(chat(stream=True)), *cut(STREAM, cuts))
+    data = fed(TritonDialect().stream(chat(stream=True)), *pieces(STREAM, cuts))
     assert (contents(data), reason(data)) == ("Hel\n\nlo", "stop")
     assert data.endswith(b"data: [DONE]\n\n")
 
@@ -174,7 +164,7 @@ def test_a_stream_of_vllm() -> None:
     call = chat(stream=True, stream_options={"include_usage": True})
     data = fed(TritonDialect(backend="vllm").stream(call), stream)
     assert (contents(data), reason(data)) == ("ab", "length")
-    usage = events(data)[-2]["usage"]
+    usage = events_of(data.decode())[-2]["usage"]
     assert (usage["prompt_tokens"], usage["completion_tokens"]) == (3, 3)
 
 

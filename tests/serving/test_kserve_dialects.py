@@ -17,9 +17,9 @@ from openai_proxy.dialects.base import Dialect
 from openai_proxy.dialects.kserve_v1 import KServeV1Dialect
 from openai_proxy.dialects.kserve_v2 import KServeV2Dialect
 from tests.processes import START_SECONDS, Predictor, Server
-from tests.proxy.calls import render
 from tests.proxy.harness import refused_port
 from tests.proxy.standin.served import proxy_for
+from tests.proxy.translating import render
 
 SCRIPT = Path(__file__).with_name("kserve_text_server.py")
 NAME = "shouter"

@@ -116,7 +116,9 @@ class GenerationEndpoint:
         request = upstream.dialect.request(call)
 
         async def attempt(endpoint: Endpoint) -> None:
-            async with upstream.post(endpoint, request, exchange.request_id) as answer:
+            async with upstream.post(
+                endpoint, request, exchange.request_id, call.headers
+            ) as answer:
                 if answer.head.status != 200:
                     error = upstream.dialect.error(answer.head, await error_body(answer))
                     raise Refused(answer.head.status, error)

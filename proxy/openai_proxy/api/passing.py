@@ -117,7 +117,7 @@ class PassingEndpoint:
         request = upstream.dialect.request(call)
 
         async def attempt(endpoint: Endpoint) -> bytes:
-            async with upstream.post(endpoint, request, request_id) as answer:
+            async with upstream.post(endpoint, request, request_id, call.headers) as answer:
                 if answer.head.status != 200:
                     error = upstream.dialect.error(answer.head, await error_body(answer))
                     raise Refused(answer.head.status, error)

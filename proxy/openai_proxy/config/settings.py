@@ -17,7 +17,7 @@ from openai_proxy.config.limits import LimitsSettings
 from openai_proxy.config.logging import LoggingSettings
 from openai_proxy.config.models import ModelsSettings
 from openai_proxy.config.server import ServerSettings
-from openai_proxy.config.upstreams import DEFAULT_UPSTREAM, UpstreamsSettings
+from openai_proxy.config.upstreams import DEFAULT_UPSTREAM, UpstreamSettings, UpstreamsSettings
 
 
 class Settings(
@@ -67,3 +67,17 @@ class Settings(
                     f"name: take one of {', '.join(sorted(names))}"
                 )
         return self
+
+    def backend_upstream(self, url: str) -> UpstreamSettings:
+        """Return the backend as an upstream: a command speaks as its settings say."""
+        if self.backend not in ("command", "shimmy"):
+            return UpstreamSettings(name=DEFAULT_UPSTREAM, url=url)
+        return UpstreamSettings(
+            name=DEFAULT_UPSTREAM,
+            url=url,
+            dialect="shimmy" if self.backend == "shimmy" else self.upstream_dialect,
+            unsupported=self.upstream_unsupported,
+            chat_template=self.upstream_chat_template,
+            chat_template_file=self.upstream_chat_template_file,
+            options=self.upstream_options,
+        )

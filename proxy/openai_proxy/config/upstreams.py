@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from openai_proxy.config.types import Delay, Seconds
+from openai_proxy.routing.client_tls import ClientTLS
+from openai_proxy.routing.credentials import CredentialSettings
+from openai_proxy.routing.headers import HeaderSettings
 
 DialectName = Literal[
     "openai", "kserve-v1", "kserve-v2", "triton", "shimmy", "ollama", "tgi", "sglang"
@@ -27,25 +30,34 @@ class UpstreamSettings(BaseModel):
         description="Where it is. Without a path, its dialect's usual one is meant (/v1 for "
         "openai). Over http, all addresses of its name are used, and looked up every second."
     )
-    dialect: DialectName = Field("openai", description="How it speaks.")
+    dialect: DialectName = Field(default="openai", description="How it speaks.")
     models: tuple[Name, ...] = Field(
         default=(), description="The models that it serves; by default those that it lists."
     )
     unsupported: Unsupported = Field(
-        "refuse",
+        default="refuse",
         description="Parameters that it lacks: refuse the request (400), or drop them.",
     )
     chat_template: str | None = Field(
-        None,
+        default=None,
         max_length=65536,
         description="Jinja template that renders chats where it takes prompts only, or `chatml`.",
     )
-    chat_template_file: str | None = Field(None, description="File with such a template.")
+    chat_template_file: str | None = Field(default=None, description="File with such a template.")
     bos_token: str = Field(default="", description="What the template's bos_token stands for.")
     eos_token: str = Field(default="", description="What the template's eos_token stands for.")
-    options: dict[str, str | bool] = Field(
+    options: dict[str, Any] = Field(
         default_factory=dict,
         description="The dialect's own: see docs/dialects.md (shimmy: path, ...).",
+    )
+    headers: HeaderSettings | None = Field(
+        default=None, description="Headers to pass, drop and set: docs/security.md."
+    )
+    credentials: CredentialSettings | None = Field(
+        default=None, description="The key or token that it wants to see: docs/security.md."
+    )
+    tls: ClientTLS | None = Field(
+        default=None, description="Its authorities, and our certificate: docs/security.md."
     )
 
     @field_validator("url")
@@ -82,8 +94,17 @@ class UpstreamsSettings(BaseModel):
         description="Jinja template that renders chats where it takes prompts only, or chatml.",
     )
     upstream_chat_template_file: str | None = Field(None, description="File with such a template.")
-    upstream_options: dict[str, str | bool] = Field(
+    upstream_options: dict[str, Any] = Field(
         default_factory=dict, description="The dialect's own options: docs/dialects.md."
+    )
+    upstream_headers: HeaderSettings | None = Field(
+        None, description="Headers to pass, drop and set: docs/security.md."
+    )
+    upstream_credentials: CredentialSettings | None = Field(
+        None, description="The key or token that it wants to see: docs/security.md."
+    )
+    upstream_tls: ClientTLS | None = Field(
+        None, description="Its authorities, and our certificate: docs/security.md."
     )
     upstreams: tuple[UpstreamSettings, ...] = Field(
         (), description="Several upstreams, instead of --upstream-url; the first is the default."
@@ -171,6 +192,9 @@ class UpstreamsSettings(BaseModel):
                 chat_template=self.upstream_chat_template,
                 chat_template_file=self.upstream_chat_template_file,
                 options=self.upstream_options,
+                headers=self.upstream_headers,
+                credentials=self.upstream_credentials,
+                tls=self.upstream_tls,
             ),
         )
 

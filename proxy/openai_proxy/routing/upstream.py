@@ -16,6 +16,7 @@ from yarl import URL
 from openai_protocol.errors import ApiError, BadGateway, DeadlineExceeded, ErrorCode
 from openai_proxy.dialects.base import AnswerHead, Dialect, Headers, UpstreamRequest
 from openai_proxy.dialects.openai import broken_stream, invalid_response
+from openai_proxy.routing.access import Access
 from openai_proxy.routing.endpoints import Endpoint, Endpoints
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
@@ -114,12 +115,14 @@ class Upstream:
         base_url: str,
         dialect: Dialect,
         endpoints: Endpoints,
+        access: Access | None = None,
     ) -> None:
         self.base_url = base_url.rstrip("/")
         self.dialect = dialect
         self._session = session
         self._side_session = side_session
         self._endpoints = endpoints
+        self._access = access or Access()
         has_path = bool(URL(base_url).path.strip("/"))
         self._api = URL(self.base_url if has_path else self.base_url + dialect.base_path)
         # Where a server has its own endpoints beside OpenAI's: above /v1.
@@ -137,22 +140,19 @@ class Upstream:
 
     @asynccontextmanager
     async def post(
-        self, endpoint: Endpoint, request: UpstreamRequest, request_id: str
+        self,
+        endpoint: Endpoint,
+        request: UpstreamRequest,
+        request_id: str,
+        from_client: Headers | None = None,
     ) -> AsyncIterator[Answer]:
         """Send a request and wait for the answer's head; closes the connection unless all was read.
 
-        Raises BadGateway or DeadlineExceeded.
+        `from_client` are all headers of the client. Raises BadGateway or DeadlineExceeded.
         """
-        headers = [*request.headers, *self._own_headers(request_id)]
-        async with self._exchange(
-            self._session,
-            endpoint,
-            "POST",
-            request.path,
-            headers,
-            request.body,
-            is_at_root=request.is_at_root,
-        ) as answer:
+        headers = self._access.passed(request.headers, from_client or [])
+        sent = _Sent("POST", self._url(endpoint, request.path, request.is_at_root), request.body)
+        async with self._shown(self._session, endpoint, sent, headers, request_id) as answer:
             yield answer
 
     @asynccontextmanager
@@ -163,38 +163,55 @@ class Upstream:
 
         `path` is not escaped any more.
         """
-        headers = self._own_headers(request_id)
         timeout = aiohttp.ClientTimeout(total=timeout_seconds)
-        async with self._exchange(
-            self._side_session, endpoint, "GET", path, headers, None, timeout
-        ) as answer:
+        sent = _Sent("GET", self._url(endpoint, path), None, timeout)
+        headers = self._access.passed([], [])
+        async with self._shown(self._side_session, endpoint, sent, headers, request_id) as answer:
             yield answer
 
-    def _own_headers(self, request_id: str) -> Headers:
-        # Here is the place for the upstream's own credentials.
-        headers = [("accept-encoding", "identity"), ("host", self._api.authority)]
+    def _url(self, endpoint: Endpoint, path: str, is_at_root: bool = False) -> URL:
+        base = self._root if is_at_root else self._api
+        return URL(str(base.with_host(endpoint.host)).rstrip("/") + path, encoded=True)
+
+    @asynccontextmanager
+    async def _shown(
+        self,
+        session: aiohttp.ClientSession,
+        endpoint: Endpoint,
+        sent: _Sent,
+        headers: Headers,
+        request_id: str,
+    ) -> AsyncIterator[Answer]:
+        """Send with the proxy's own credentials, and once more with new ones where they help."""
+        shown = await self._access.shown()
+        own = [*headers, *self._own_headers(headers, request_id)]
+        async with self._exchange(session, endpoint, sent, _with(own, shown)) as answer:
+            if answer.head.status != 401 or not self._access.may_try_again(shown):
+                yield answer
+                return
+        shown = await self._access.shown()
+        async with self._exchange(session, endpoint, sent, _with(own, shown)) as answer:
+            yield answer
+
+    def _own_headers(self, headers: Headers, request_id: str) -> Headers:
+        own = [("accept-encoding", "identity")]
+        if not any(name == "host" for name, _ in headers):
+            own.append(("host", self._api.authority))
         if request_id:
-            headers.append(("x-request-id", request_id))
-        return headers
+            own.append(("x-request-id", request_id))
+        return own
 
     @asynccontextmanager
     async def _exchange(
         self,
         session: aiohttp.ClientSession,
         endpoint: Endpoint,
-        method: str,
-        path: str,
+        sent: _Sent,
         headers: Headers,
-        body: bytes | None,
-        timeout: aiohttp.ClientTimeout | None = None,  # noqa: ASYNC109  # the client's own object
-        *,
-        is_at_root: bool = False,
     ) -> AsyncIterator[Answer]:
-        base = self._root if is_at_root else self._api
-        url = URL(str(base.with_host(endpoint.host)).rstrip("/") + path, encoded=True)
         endpoint.num_outstanding += 1
         try:
-            async with _exchange(session, method, url, headers, body, timeout) as answer:
+            async with _exchange(session, sent, headers, self._access) as answer:
                 yield answer
         except ApiError as error:
             if error.code == ErrorCode.UPSTREAM_CONNECTION_FAILED:
@@ -204,23 +221,36 @@ class Upstream:
             endpoint.num_outstanding -= 1
 
 
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A request but for its headers; `timeout` where it is not the session's."""
+
+    method: str
+    url: URL
+    body: bytes | None
+    timeout: aiohttp.ClientTimeout | None = None
+
+
+def _with(headers: Headers, shown: Headers) -> Headers:
+    """Return headers with the proxy's own credentials instead of any of the same name."""
+    names = {name for name, _ in shown}
+    return [*(pair for pair in headers if pair[0] not in names), *shown]
+
+
 @asynccontextmanager
 async def _exchange(
-    session: aiohttp.ClientSession,
-    method: str,
-    url: URL,
-    headers: Headers,
-    body: bytes | None,
-    timeout: aiohttp.ClientTimeout | None = None,  # noqa: ASYNC109  # the client's own object
+    session: aiohttp.ClientSession, sent: _Sent, headers: Headers, access: Access
 ) -> AsyncIterator[Answer]:
     try:
         response = await session.request(
-            method,
-            url,
-            data=body,
+            sent.method,
+            sent.url,
+            data=sent.body,
             headers=headers,
             allow_redirects=False,
-            timeout=timeout or session.timeout,
+            timeout=sent.timeout or session.timeout,
+            ssl=access.context,
+            server_hostname=access.server_name,
         )
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         raise _api_error(error) from error

@@ -13,8 +13,7 @@ import pytest
 from aiohttp import web
 
 from openai_proxy.dialects.base import Dialect
-from openai_proxy.server import listen
-from tests.proxy import harness
+from tests.proxy import harness, translating
 
 MODEL = "m/1 é"  # a name that must be quoted
 
@@ -46,16 +45,8 @@ async def served(server: Server, routes: Iterable[web.RouteDef]) -> AsyncIterato
     """Run a stand-in on a port of its own; its handlers are cancelled when their client leaves."""
     app = web.Application(client_max_size=64 * 1024 * 1024)
     app.router.add_routes(routes)
-    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.2)
-    await runner.setup()
-    listener = listen("127.0.0.1", 0)
-    await web.SockSite(runner, listener).start()
-    host, port = listener.getsockname()
-    server.url = f"http://{host}:{port}"
-    try:
+    async with translating.served(app) as server.url:
         yield server
-    finally:
-        await runner.cleanup()
 
 
 @asynccontextmanager
@@ -63,7 +54,7 @@ async def proxy_for(
     dialect: Dialect, url: str, monkeypatch: pytest.MonkeyPatch, **settings: Any
 ) -> AsyncIterator[harness.Proxy]:
     """Run a proxy whose upstream speaks a dialect."""
-    monkeypatch.setattr("openai_proxy.assembly.dialect_of", lambda _: dialect)
+    monkeypatch.setattr("openai_proxy.assembly.make_dialect", lambda *_: dialect)
     async with harness.proxy(upstream_url=url, **settings) as running:
         yield running
 
