@@ -10,7 +10,9 @@ import yaml
 
 from openai_proxy.config import ConfigError, Flags, Loaded, Settings, load_all
 from openai_proxy.config.aliases import ALIASES, BY_NAME, Alias, agree
+from openai_proxy.config.layers import Layer, Origin
 from openai_proxy.config.readings import rust_log
+from openai_proxy.config.sources import with_implied
 from openai_proxy.flags import read
 
 URL = "OPENAI_PROXY_UPSTREAM_URL"
@@ -225,6 +227,15 @@ def test_nothing_is_implied_by_what_lost() -> None:
     loaded = load_all(Flags(), environ)
     assert loaded.settings.upstream_url == "http://vllm:8000"
     assert "upstream_dialect" not in loaded.given.values
+
+
+def test_what_is_given_is_not_implied() -> None:
+    """What an alias implies is the weakest of all: any layer that gives it wins."""
+    origins = {("upstream_url",): Origin("SEMINSTRUCT_SHIMMY_URL")}
+    alone = with_implied(Layer({"upstream_url": "http://h"}, origins))
+    assert alone.values["upstream_dialect"] == "shimmy"
+    given = Layer({"upstream_url": "http://h", "upstream_dialect": "openai"}, origins)
+    assert with_implied(given).values["upstream_dialect"] == "openai"
 
 
 DEFAULT = """
