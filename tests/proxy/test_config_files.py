@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 from aiohttp import ClientSession
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from openai_proxy.config import ConfigError, Flags, load_all
@@ -113,6 +115,8 @@ def test_missing_files(
         ("port: [80", ":1: is not YAML"),
         ("port: 80\n  quiet: true", ":2: is not YAML"),
         ("a: !secret hunter2", ":1: is not YAML: could not determine a constructor"),
+        ("port: !!int high", ":1: is not what its tag says"),
+        ("quiet: !!bool 7", ":1: is not what its tag says"),
         ("- port: 80", ":1: must hold a mapping"),
         ("port", ":1: must hold a mapping"),
         ("? [a]\n: 1", ":1: has a key that is no text"),
@@ -143,6 +147,26 @@ def test_many_values_by_anchors(tmp_path: Path) -> None:
     file = written(tmp_path / "config.yaml", "\n".join(lines))
     with pytest.raises(ConfigError, match="holds more than 100000 values"):
         load_all(Flags(config=str(file)), UPSTREAM)
+
+
+YAML_LIKE = st.text("ab:- []{}&*<>?!|'\"#\n\t,0.~%@\\", max_size=40)
+
+
+def problems_of_file(file: Path) -> tuple[str, ...]:
+    try:
+        load_all(Flags(config=str(file)), UPSTREAM)
+    except ConfigError as error:
+        return error.problems
+    return ()
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.one_of(st.binary(max_size=40), YAML_LIKE.map(str.encode)))
+def test_any_file(tmp_path: Path, content: bytes) -> None:
+    """Whatever a file holds, it is read or refused with its name."""
+    file = tmp_path / "config.yaml"
+    file.write_bytes(content)
+    assert all(problem.startswith(str(file)) for problem in problems_of_file(file))
 
 
 def test_not_utf_8(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def _shown(place: Place, value: Any, settings: type[BaseModel]) -> str:
     # A URL may hold a password, and a structure anything.
     if len(place) > 1 or field is None or is_secret(field) or name.endswith("url"):
         return ""
-    if not isinstance(value, (str, int, float)):
+    if not isinstance(value, (str, int, float)) or "://" in str(value):
         return ""
     return f" (it is {str(value)[:_SHOWN_CHARACTERS]!r})"
 

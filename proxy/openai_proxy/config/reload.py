@@ -35,6 +35,7 @@ NEEDS_RESTART = (
     "port",
     "quiet",
     "tls_",
+    "trace_",
     "without_upstream",
 )
 Apply = Callable[[Settings, frozenset[str]], Awaitable[None]]

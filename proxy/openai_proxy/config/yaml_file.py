@@ -100,7 +100,10 @@ class _Reader:
                 self._value(loader, item, (*place, index), item.start_mark.line + 1)
                 for index, item in enumerate(node.value)
             ]
-        return loader.construct_object(node)
+        try:
+            return loader.construct_object(node)
+        except (ValueError, LookupError, AttributeError, OverflowError):
+            raise self._wrong(node, "is not what its tag says") from None
 
     def _mapping(self, loader: _Loader, node: MappingNode, place: Place) -> dict[str, Any]:
         if id(node) not in self._known:  # an anchor's is seen again, with what was merged in
