@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
-from pydantic_settings import NoDecode
 
+from openai_proxy.config.types import NoDecode
 from openai_proxy.cors import EXPOSED_HEADERS, Cors, checked_origin
 from openai_proxy.routing.headers import header_name
 from openai_proxy.tls import ServerTLS, server_context
