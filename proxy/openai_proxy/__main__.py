@@ -37,6 +37,8 @@ def main(arguments: Sequence[str]) -> int:
             from openai_proxy import assembly  # takes long to import
 
             assembly.check(loaded.settings)
+        if command.action is Action.RUN:
+            logging.configure(loaded.settings)
     except ConfigError as error:
         for problem in error.problems:
             print(f"openai_proxy: {problem}", file=sys.stderr)
@@ -61,7 +63,6 @@ def _tell(loaded: Loaded, action: Action) -> None:
 
 def _serve(loaded: Loaded, flags: Flags) -> int:
     settings = loaded.settings
-    logging.configure(settings.log_level, logging.use_json(settings.log_format, sys.stderr))
     log = structlog.get_logger("openai_proxy")
     for warning in loaded.warnings:
         log.warning("unknown_variable", reason=warning)

@@ -1,25 +1,20 @@
-"""The small parts: leash, probe, output, backoff, metrics, logs."""
+"""The small parts: leash, probe, output, backoff, metrics."""
 
 from __future__ import annotations
 
 import asyncio
-import io
-import json
-import logging as stdlib_logging
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import structlog
 from prometheus_client.parser import text_string_to_metric_families
 
 from openai_protocol.errors import BadGateway, DeadlineExceeded, Unavailable
-from openai_proxy import logging
 from openai_proxy.backends.base import SupervisorOptions, backoff
 from openai_proxy.backends.llamacpp import LlamaCpp
 from openai_proxy.backends.output import MAX_LINE_BYTES, Output
 from openai_proxy.dialects.openai import OpenAIDialect
-from openai_proxy.exchange import ClientGoneError, Exchange, loggable
+from openai_proxy.exchange import ClientGoneError, Exchange
 from openai_proxy.metrics import Metrics
 from openai_proxy.routing import probe as probing
 from openai_proxy.routing.endpoints import Endpoint
@@ -262,48 +257,3 @@ def test_metrics_labels_are_bounded() -> None:
     assert [s.value for s in ttft if s.name.endswith("_sum")] == [0.25]
     assert families["openai_proxy_requests_in_flight"].samples[0].value == 0
     assert families["openai_proxy_ready"].samples[0].value == 1
-
-
-@pytest.fixture
-def log_lines() -> Iterator[io.StringIO]:
-    """Where the logs go in this test, as JSON."""
-    out = io.StringIO()
-    root = stdlib_logging.getLogger()
-    before = root.handlers[:], root.level
-    logging.configure("info", True, out)
-    yield out
-    structlog.reset_defaults()
-    root.handlers[:], level = before
-    root.setLevel(level)
-
-
-def test_logs_tell_where_and_not_what(log_lines: io.StringIO) -> None:
-    """Of an exception the log has its type and stack, never its text; stdlib's logs, too."""
-    text = "secret prompt"
-    for write in (structlog.get_logger().exception, stdlib_logging.getLogger("lib").exception):
-        try:
-            raise ValueError(text)
-        except ValueError:
-            write("it failed")
-    lines = [json.loads(line) for line in log_lines.getvalue().splitlines()]
-    assert [line["error_type"] for line in lines] == ["ValueError", "ValueError"]
-    assert all("test_parts.py" in line["stack"] for line in lines)
-    assert "secret" not in log_lines.getvalue()
-
-
-def test_logs_go_through_one_form(log_lines: io.StringIO) -> None:
-    """Lines of libraries have the same fields as ours, and the request's id."""
-    structlog.contextvars.bind_contextvars(request_id="r1")
-    stdlib_logging.getLogger("lib").warning("from %s", "a library")
-    structlog.get_logger().warning("ours", n=1)
-    structlog.contextvars.clear_contextvars()
-    theirs, ours = (json.loads(line) for line in log_lines.getvalue().splitlines())
-    assert theirs["event"] == "from a library"
-    assert (theirs["level"], theirs["request_id"]) == (ours["level"], ours["request_id"])
-    assert list(ours)[:3] == ["timestamp", "level", "event"]
-
-
-def test_loggable() -> None:
-    """A client's text cannot break a log line or a terminal."""
-    assert loggable("a\nb\x1b[2J\u202e") == "a\\nb\\x1b[2J\\u202e"
-    assert len(loggable("x" * 1000)) == 128
