@@ -27,6 +27,7 @@ from openai_proxy import error_forms
 from openai_proxy.error_forms import ErrorForm
 from openai_proxy.exchange import (
     CLIENT_CLOSED_REQUEST,
+    AttemptObserver,
     ClientGoneError,
     Exchange,
     Observer,
@@ -41,6 +42,8 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,127}")
+_TRACE_HEADERS = frozenset({b"traceparent", b"tracestate"})
+_TRACE_VALUE = re.compile(rb"[ -~]{1,512}")
 _MAX_DISCARDED_BYTES = 64 * 1024 * 1024
 _DISCARD_SECONDS = 5.0
 
@@ -58,6 +61,9 @@ class Observe:
     ) -> None:
         self._app = app
         self._observers = tuple(observers)
+        self._attempt_observers = tuple(
+            observer for observer in observers if isinstance(observer, AttemptObserver)
+        )
         self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -67,6 +73,9 @@ class Observe:
             method=scope["method"],
             path=scope.get("raw_path", b"").decode("ascii", "replace")[:256],
             started_at=self._clock(),
+            server=scope.get("server"),
+            trace_headers=_trace_headers(scope),
+            observers=self._attempt_observers,
         )
         attach(scope, exchange)
         structlog.contextvars.bind_contextvars(request_id=exchange.request_id)
@@ -86,8 +95,11 @@ class Observe:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
                 message["headers"] = [*message.get("headers", ()), header]
-            elif exchange.first_byte_at is None and _is_event(message.get("body", b"")):
-                exchange.first_byte_at = self._clock()
+            elif body := message.get("body"):
+                if exchange.first_byte_at is None and not body.startswith(b":"):  # no comment
+                    exchange.first_byte_at = self._clock()
+                if b'_tokens"' in body:  # no text has it: its quote would be escaped
+                    exchange.note_usage(body)
             await send(message)
 
         return watched_send
@@ -237,6 +249,10 @@ def _request_id(scope: Scope) -> str:
     return f"req_{uuid.uuid4().hex}"
 
 
-def _is_event(body: bytes) -> bool:
-    """Whether a part of an answer tells something: comments, which only keep alive, do not."""
-    return bool(body) and not body.startswith(b":")
+def _trace_headers(scope: Scope) -> list[tuple[str, str]]:
+    """Return the headers of W3C's trace context, which upstreams get, too."""
+    found: dict[bytes, list[bytes]] = {}
+    for name, value in scope["headers"]:
+        if name in _TRACE_HEADERS and _TRACE_VALUE.fullmatch(value):
+            found.setdefault(name, []).append(value)
+    return [(name.decode(), b",".join(values).decode()) for name, values in found.items()]

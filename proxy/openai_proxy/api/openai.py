@@ -116,13 +116,15 @@ class GenerationEndpoint:
         request = upstream.dialect.request(call)
 
         async def attempt(endpoint: Endpoint) -> None:
-            async with upstream.post(
-                endpoint, request, exchange.request_id, call.headers
-            ) as answer:
-                if answer.head.status != 200:
-                    error = upstream.dialect.error(answer.head, await error_body(answer))
-                    raise Refused(answer.head.status, error)
-                await answering(answer, upstream.dialect, call)
+            with exchange.attempt(upstream.target, endpoint.host) as told:
+                async with upstream.post(
+                    endpoint, request, exchange.request_id, call.headers, told.headers
+                ) as answer:
+                    told.status = answer.head.status
+                    if answer.head.status != 200:
+                        error = upstream.dialect.error(answer.head, await error_body(answer))
+                        raise Refused(answer.head.status, error)
+                    await answering(answer, upstream.dialect, call)
 
         def has_sent_nothing() -> bool:
             return exchange.status is None

@@ -59,6 +59,7 @@ DROPPED_HEADERS = frozenset(
         *("upgrade", "proxy-authenticate", "proxy-authorization", "expect", "host"),
         *("content-length", "content-type", "accept", "accept-encoding", "content-encoding"),
         *("authorization", "x-api-key", "api-key", "cookie", "x-request-id"),
+        *("traceparent", "tracestate"),  # added to each attempt, as they are or as its own trace's
         HEADER,  # only this proxy asks for streams that can be resumed
     }
 )

@@ -16,6 +16,7 @@ from yarl import URL
 from openai_protocol.errors import ApiError, BadGateway, DeadlineExceeded, ErrorCode
 from openai_proxy.dialects.base import AnswerHead, Dialect, Headers, UpstreamRequest
 from openai_proxy.dialects.openai import broken_stream, invalid_response
+from openai_proxy.exchange import Target
 from openai_proxy.routing.access import Access
 from openai_proxy.routing.endpoints import Endpoint, Endpoints
 
@@ -127,6 +128,7 @@ class Upstream:
         self._api = URL(self.base_url if has_path else self.base_url + dialect.base_path)
         # Where a server has its own endpoints beside OpenAI's: above /v1.
         self._root = URL(str(self._api).removesuffix("/v1"))
+        self.target = Target(self._api.authority, self._api.host or "", self._api.port)
 
     async def choose(self, failed: Endpoint | None = None) -> Endpoint:
         """Return the endpoint for an attempt, if possible another than the one that failed.
@@ -145,12 +147,14 @@ class Upstream:
         request: UpstreamRequest,
         request_id: str,
         from_client: Headers | None = None,
+        trace_headers: Headers | None = None,
     ) -> AsyncIterator[Answer]:
         """Send a request and wait for the answer's head; closes the connection unless all was read.
 
         `from_client` are all headers of the client. Raises BadGateway or DeadlineExceeded.
         """
         headers = self._access.passed(request.headers, from_client or [])
+        headers = [*headers, *(trace_headers or ())]
         sent = _Sent("POST", self._url(endpoint, request.path, request.is_at_root), request.body)
         async with self._shown(self._session, endpoint, sent, headers, request_id) as answer:
             yield answer
