@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from openai_protocol.errors import ErrorCode, Unavailable
-from openai_proxy import app, error_forms, server, stdin
+from openai_proxy import app, error_forms, logging, server, stdin
 from openai_proxy.access_log import AccessLog
 from openai_proxy.banner import banner
 from openai_proxy.config import Settings
+from openai_proxy.exchange import Observer
 from openai_proxy.metrics import Metrics
 from openai_proxy.middleware import App
 from openai_proxy.running import Running
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from openai_proxy.backends.base import Supervisor
     from openai_proxy.config.reload import Apply, Reloader
     from openai_proxy.routing.probe import Readiness
+    from openai_proxy.tracing import Tracing
 
 log = structlog.get_logger("openai_proxy")
 
@@ -98,6 +100,8 @@ class Lifecycle:
                 await supervisor.stop(self._settings.backend_stop_seconds)
         finally:
             await self._service.close()
+        if self._tracing is not None:
+            self._tracing.close()
         log.info("stopped")
         return exit_code or 0
 
@@ -108,6 +112,7 @@ class Lifecycle:
             log.warning("second_signal", signal=signal.Signals(number).name)
             if self._state.backend is not None:
                 self._state.backend.kill()
+            logging.close()
             os._exit(128 + number)
         log.info("draining", signal=signal.Signals(number).name)
         self.stop()
@@ -178,6 +183,13 @@ class Lifecycle:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
         return task
+
+    def _start_tracing(self) -> Tracing | None:
+        if self._settings.otlp_endpoint is None:
+            return None
+        from openai_proxy import tracing  # not imported unless it is used
+
+        return tracing.build(self._settings, app.HEALTH_ROUTES)
 
     def _start_backend(self) -> Supervisor | None:
         if self._settings.backend is None:

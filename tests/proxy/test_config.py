@@ -54,6 +54,9 @@ def test_every_setting_is_a_flag_and_a_variable(monkeypatch: pytest.MonkeyPatch)
         "backend_args": "--n_ctx 512",
         "backend_health_path": "/7",
         "metrics_namespace": "mine",
+        "access_log_sample": "0.5",
+        "trace_sample": "0.5",
+        "otlp_endpoint": None,  # needs packages
         "upstream_url": None,
         "cors_allow_origins": "https://a.example,https://b.example",
         "cors_expose_headers": "x-a, x-b",

@@ -17,12 +17,14 @@ from openai_proxy.config.limits import LimitsSettings
 from openai_proxy.config.logging import LoggingSettings
 from openai_proxy.config.models import ModelsSettings
 from openai_proxy.config.server import ServerSettings
+from openai_proxy.config.tracing import TracingSettings
 from openai_proxy.config.upstreams import DEFAULT_UPSTREAM, UpstreamSettings, UpstreamsSettings
 
 
 class Settings(
     # the last comes first in --help and in the documentation
     FilesSettings,
+    TracingSettings,
     LoggingSettings,
     ApiSettings,
     BackendSettings,
