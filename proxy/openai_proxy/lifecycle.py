@@ -59,7 +59,11 @@ class Lifecycle:
         self._state.follow(settings)
         self._metrics = Metrics(lambda: self._state.models, settings.metrics_namespace)
         self._running = Running()
-        self._observers = (self._metrics, AccessLog(app.HEALTH_ROUTES))
+        self._tracing = self._start_tracing()
+        access_log = AccessLog(app.HEALTH_ROUTES, settings.access_log, settings.access_log_sample)
+        self._observers: list[Observer] = [self._metrics, access_log]
+        if self._tracing is not None:
+            self._observers.insert(0, self._tracing)  # first: what others log has the trace's id
         self._service = self._new_service(settings)
         self._current = Current(self._app(self._service))
         self._backend_url: str | None = None
