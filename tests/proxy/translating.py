@@ -158,7 +158,6 @@ async def proxied(
     monkeypatch: pytest.MonkeyPatch, dialect: Dialect, app: web.Application
 ) -> AsyncIterator[Proxy]:
     """Run a stand-in and a proxy in front of it that speaks its dialect."""
-    monkeypatch.setattr("openai_proxy.assembly.OpenAIDialect", lambda: dialect)
-    monkeypatch.setattr("openai_proxy.assembly.make_dialect", lambda *_: dialect, raising=False)
+    monkeypatch.setattr("openai_proxy.assembly.make_dialect", lambda *_: dialect)
     async with served(app) as url, harness.proxy(upstream_url=url) as running:
         yield running
