@@ -1,8 +1,9 @@
 """TLS of the server itself: its certificate, read again when it changes, and its clients'.
 
-A server's SSL context is made once. Each handshake asks it for the one to use: so a new certificate
-holds from the next connection on, connections that there are keep theirs, and nothing of the old
-one (another kind of key, a removed authority) stays behind in a context that was only added to.
+What event loops get is one SSL context for good. It makes each connection with another, that of the
+files as they are: so a new certificate holds from the next connection on, those that there are keep
+theirs, and nothing of the old one stays behind (another kind of key, a removed authority, sessions
+of its clients), as it would in a context that is only added to.
 """
 
 from __future__ import annotations
@@ -35,23 +36,35 @@ class ServerTLS:
     min_version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_2
 
 
+class _Current(ssl.SSLContext):
+    """Makes each connection with the context that the files give by then."""
+
+    current: Reloaded[ssl.SSLContext]
+
+    def wrap_bio(
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        server_side: bool = False,
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLObject:
+        """Return a connection's TLS; event loops call it for each that they accept."""
+        context = self.current.value()
+        return context.wrap_bio(incoming, outgoing, server_side, server_hostname, session)
+
+
 def server_context(tls: ServerTLS, clock: Callable[[], float] = time.monotonic) -> ssl.SSLContext:
     """Return a context whose connections use what the files hold by then; raises ValueError."""
     paths = [path for path in (tls.cert_file, tls.key_file, tls.client_ca_file) if path is not None]
-    current = Reloaded(
+    context = _Current(ssl.PROTOCOL_TLS_SERVER)
+    context.current = Reloaded(
         paths,
         lambda: _load(tls),
         on_reload=lambda: log.info("tls_certificate_reloaded", file=str(tls.cert_file)),
         on_failure=lambda error: log.error("tls_certificate_not_reloaded", reason=str(error)),
         clock=clock,
     )
-    context = _load(tls)
-
-    def choose(connection: ssl.SSLObject, _: str | None, __: ssl.SSLContext) -> None:
-        # Called in every handshake, also where the client names no server.
-        connection.context = current.value()
-
-    context.sni_callback = choose
     return context
 
 
@@ -65,9 +78,6 @@ def _load(tls: ServerTLS) -> ssl.SSLContext:
         load_authorities(context, tls.client_ca_file, "tls_client_ca_file")
         # Not required in the handshake: the kubelet's probes have no certificate to show.
         context.verify_mode = ssl.CERT_OPTIONAL
-        # A session that is taken up again is not verified again: a removed authority's would last.
-        context.num_tickets = 0
-        context.options |= ssl.OP_NO_TICKET
     return context
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -138,9 +139,10 @@ async def test_versions(
 
 
 def test_nothing_older_than_tls_1_2(authority: Authority, tmp_path: Path) -> None:
-    """The server's context, and the one that each handshake gets, refuse TLS 1.1."""
+    """Connections refuse TLS 1.1."""
     context = server_context(ServerTLS(*authority.issue().write(tmp_path)))
-    assert context.minimum_version == ssl.TLSVersion.TLSv1_2
+    connection = context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_side=True)
+    assert connection.context.minimum_version == ssl.TLSVersion.TLSv1_2
 
 
 @pytest.mark.parametrize("kinds", [("ec", "ec"), ("rsa", "ec"), ("ec", "rsa")])
@@ -249,24 +251,44 @@ async def test_a_strangers_certificate_is_refused(
             await status_with(proxy, "/health/live", trusting(authority, stranger))
 
 
+def get_models(
+    port: int, context: ssl.SSLContext, session: ssl.SSLSession | None = None
+) -> tuple[bytes, ssl.SSLSession | None]:
+    """Ask for the models as a client that takes up its old session; return answer and session."""
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=5) as raw,
+        context.wrap_socket(
+            raw, server_hostname="localhost", session=session, suppress_ragged_eofs=False
+        ) as connection,
+    ):
+        connection.sendall(b"GET /v1/models HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        answer = b""
+        while part := connection.recv(65536):
+            answer += part
+        assert not connection.session_reused
+        return answer, connection.session
+
+
+@pytest.mark.parametrize("newest", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 async def test_a_removed_authority_is_trusted_no_more(
-    upstream: StandIn, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    upstream: StandIn,
+    authority: Authority,
+    tmp_path: Path,
+    newest: ssl.TLSVersion,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Clients of an authority that was replaced are refused from the next connection on."""
+    """Clients of an authority that was replaced are refused, also with a session from before."""
     monkeypatch.setattr("openai_proxy.file_watch.CHECK_SECONDS", 0)
     clients, others = Authority("clients"), Authority("others")
-    client = clients.issue("client").write(tmp_path, "client")
     path = clients.write(tmp_path)
+    context = trusting(authority, clients.issue("client").write(tmp_path, "client"))
+    context.maximum_version = newest
     async with tls_proxy(upstream, tmp_path, authority.issue(), tls_client_ca_file=path) as proxy:
-        context = trusting(authority, client)
-        reader, writer = await handshake(proxy.port, context)
-        writer.write(b"GET /v1/models HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
-        assert (await asyncio.wait_for(reader.read(), 5)).startswith(b"HTTP/1.1 200")
-        writer.close()
+        answer, session = await asyncio.to_thread(get_models, proxy.port, context)
+        assert answer.startswith(b"HTTP/1.1 200")
         path.write_bytes(others.pem)
         with pytest.raises(REFUSED):
-            # the same context: a session that could be taken up again would be
-            await status_with(proxy, "/v1/models", context)
+            await asyncio.to_thread(get_models, proxy.port, context, session)
 
 
 @pytest.mark.parametrize(
