@@ -13,6 +13,8 @@ from openai_proxy.tls import certificate_name
 
 MAX_HEAD_BYTES = 64 * 1024
 HEAD_SECONDS = 30.0
+# So long a TLS client may take to say goodbye, once the server ends: some never do.
+GOODBYE_SECONDS = 1.0
 
 
 class BoundedHead(HttpToolsProtocol):
@@ -27,6 +29,8 @@ class BoundedHead(HttpToolsProtocol):
     _num_head_bytes = 0
     _timer: asyncio.TimerHandle | None = None
     _client_name: str | None = None
+    _is_ending = False
+    _goodbye: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """Begin to wait for the first head."""
@@ -39,6 +43,8 @@ class BoundedHead(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop waiting."""
         self._stop_timer()
+        if self._goodbye is not None:
+            self._goodbye.cancel()
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
@@ -80,6 +86,28 @@ class BoundedHead(HttpToolsProtocol):
             self.transport.close()
             return
         self._refuse(InvalidRequest("This is no valid HTTP request.", status=400))
+
+    def shutdown(self) -> None:
+        """Close the connection, at once or after its answer, since the server ends."""
+        super().shutdown()
+        self._is_ending = True
+        self._expect_goodbye()
+
+    def on_response_complete(self) -> None:
+        """Go on to the next request, or close."""
+        super().on_response_complete()
+        if self._is_ending:
+            self._expect_goodbye()
+
+    def _expect_goodbye(self) -> None:
+        if self.scheme == "https" and self.transport.is_closing():
+            self._goodbye = self.loop.call_later(GOODBYE_SECONDS, self._part)
+
+    def _part(self) -> None:
+        if self.transport.get_write_buffer_size():
+            self._expect_goodbye()  # it still reads its answer
+        else:
+            self.transport.abort()
 
     def _await_head(self) -> None:
         self._is_in_head = True

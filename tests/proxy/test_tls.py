@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -368,6 +369,42 @@ async def test_as_it_runs(upstream: StandIn, authority: Authority, tmp_path: Pat
         await harness.until(is_replaced, 5)
         assert await running.end() == 0
         assert "https://" in running.log.read_text()
+
+
+async def test_idle_clients_do_not_hold_up_the_end(
+    upstream: StandIn, authority: Authority, tmp_path: Path
+) -> None:
+    """A client that keeps its connection, and says nothing more over TLS, is not waited for."""
+    cert, key = authority.issue().write(tmp_path)
+    flags = ["--upstream-url", upstream.url, "--grace-seconds", "20"]
+    flags += ["--tls-cert-file", str(cert), "--tls-key-file", str(key)]
+    context = trusting(authority)
+    async with process(tmp_path, *flags, wait_for="") as running:
+
+        def ask(close: bool) -> ssl.SSLSocket:
+            raw = socket.create_connection(("127.0.0.1", running.port), timeout=5)
+            idle = context.wrap_socket(raw, server_hostname="localhost")
+            connection = b"close" if close else b"keep-alive"
+            idle.sendall(
+                b"GET /health/live HTTP/1.1\r\nhost: x\r\nconnection: %s\r\n\r\n" % connection
+            )
+            assert b"200" in idle.recv(100)
+            return idle
+
+        async def is_there() -> bool:
+            try:
+                await serial_of(running.port, context)
+            except OSError:
+                return False
+            return True
+
+        await harness.until(is_there, 20)
+        idle = [await asyncio.to_thread(ask, close) for close in (False, True)]
+        asked_at = time.monotonic()
+        assert await running.end(seconds=30) == 0
+        assert time.monotonic() - asked_at < 5
+        for connection in idle:
+            connection.close()
 
 
 # Towards upstreams
