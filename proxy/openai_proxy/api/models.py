@@ -84,19 +84,27 @@ async def objects_of(upstream: Upstream, request_id: str = "") -> Objects:
     head, body = await read(upstream, dialect.models_path, TIMEOUT_SECONDS, request_id)
     if head.status != 200:
         raise dialect.error(head, body)
+    listed = _listed(body)
     if isinstance(dialect, OpenAIDialect):
-        try:
-            value = from_json(body)
-        except ValueError:
-            raise invalid_response() from None
-        data = value.get("data") if isinstance(value, dict) else None
-        if not isinstance(data, list):
+        if listed is None:
             raise invalid_response()
-        return [item for item in data if isinstance(item, dict)]
+        return listed
     names = dialect.models(body)
     if names is None:
         raise invalid_response()
-    return [model_object(name, 0, "upstream") for name in names]
+    # Some of the others list their models in OpenAI's form, too.
+    told = {item.get("id"): item for item in listed or ()}
+    return [told.get(name) or model_object(name, 0, "upstream") for name in names]
+
+
+def _listed(body: bytes) -> Objects | None:
+    """Return the objects of OpenAI's list of models, or None where it is no such list."""
+    try:
+        value = from_json(body)
+    except ValueError:
+        return None
+    data = value.get("data") if isinstance(value, dict) else None
+    return [item for item in data if isinstance(item, dict)] if isinstance(data, list) else None
 
 
 def build(router: Router, cache_seconds: float) -> FastAPI:
