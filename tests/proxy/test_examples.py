@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +21,9 @@ from tests.proxy.test_api_generate import completion, piece
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
-
-def needs(*settings: str) -> pytest.MarkDecorator:
-    """Skip a test where the other systems' variables, or these settings, are not there yet."""
-    missing = [name for name in settings if name not in Settings.model_fields]
-    has_aliases = find_spec("openai_proxy.config.aliases") is not None
-    return pytest.mark.skipif(
-        bool(missing) or not has_aliases, reason=f"needs aliases of settings, {missing}"
-    )
-
-
+needs_log_file = pytest.mark.skipif(
+    "log_file" not in Settings.model_fields, reason="needs the log file"
+)
 # The tests give the proxy a port of its own, and this machine has no such directory.
 NOT_HERE = ("PORT", "HOST", "LOG_FILE", "HF_HOME")
 
@@ -92,7 +84,6 @@ def said(model: str, text: str, **usage: int) -> harness.Respond:
     return answered_json(COMPLETION | {"model": model, "choices": [choice], "usage": usage})
 
 
-@needs()
 async def test_inference_service(tmp_path: Path, upstream: StandIn) -> None:
     """With its own file the proxy answers the Inference Service's requests as it did."""
     upstream.models = listed("gpt-oss-20b", "llama-2-7b", "gpt-4")
@@ -137,7 +128,6 @@ async def test_inference_service(tmp_path: Path, upstream: StandIn) -> None:
         )
 
 
-@needs()
 async def test_inference_service_without_its_provider(tmp_path: Path) -> None:
     """Without LM Studio a chat is 502, in that service's own words."""
     env = {"INFERENCE_INFERENCE_BASE_URL": f"http://127.0.0.1:{refused_port()}/v1"}
@@ -154,7 +144,6 @@ async def test_inference_service_without_its_provider(tmp_path: Path) -> None:
         )
 
 
-@needs("max_concurrent_requests")
 async def test_semantic_explorer(tmp_path: Path, upstream: StandIn) -> None:
     """With its own variables the proxy answers the LLM Inference API's requests as it did."""
     model = "mistralai/Mistral-7B-Instruct-v0.2"
@@ -205,7 +194,6 @@ async def test_semantic_explorer(tmp_path: Path, upstream: StandIn) -> None:
         assert "openai_proxy_requests_total" in await client.text("/metrics")
 
 
-@needs()
 async def test_seminstruct(tmp_path: Path, upstream: StandIn) -> None:
     """With its own variables the proxy answers SemInstruct's requests as it did."""
     model = "mistral-7b-instruct"
@@ -232,7 +220,7 @@ async def test_seminstruct(tmp_path: Path, upstream: StandIn) -> None:
         assert "# TYPE seminstruct_shimmy_errors_total counter" in metrics
 
 
-@needs("log_file", "model_cache_dir")
+@needs_log_file
 async def test_deterministic_inference_server(tmp_path: Path) -> None:
     """With its own variables and flags the proxy runs SGLang and answers as that server did."""
     model = tmp_path / "model"
@@ -268,7 +256,6 @@ async def test_deterministic_inference_server(tmp_path: Path) -> None:
         assert (status, answer["choices"][0]["text"]) == (200, "Hello")
 
 
-@needs()
 async def test_shimmy_openai_proxy(tmp_path: Path, upstream: StandIn) -> None:
     """With its own variables the proxy answers the SAP AI Core guide's requests as that one did."""
     model = "phi3-lora"
