@@ -24,7 +24,7 @@ bootstrap = $(find_python); exec "$$python" -m bootstrap
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo '  PYTHON=/path/to/python3.12 chooses the Python (3.11 to 3.13).'
 	@echo '  KSERVE_LLAMACPP_CACHE=DIR  keeps wheels and models elsewhere than in ~/.cache.'
@@ -78,6 +78,10 @@ format: dev ## format the code, and mend what can be mended
 .PHONY: bench
 bench: dev ## measure the predictor beside its peers: ARGS='...'
 	@exec $(venv)/python -m bench run $(ARGS)
+
+.PHONY: bench-proxy
+bench-proxy: dev ## measure the proxy beside its peers: ARGS='...'
+	@exec $(venv)/python -m bench.proxy run $(ARGS)
 
 .PHONY: env
 env: ## make .venv with what serving needs

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.engine_rate import BATCHED_BENCH, ENGINE
-from bench.figures import Spread, spread
-from bench.report import LAYOUTS, Column
+from bench.figures import Outcome, Spread, spread
+from bench.report import LAYOUTS, Column, Layout
 from bench.results import Results
 from bench.runner import CHURNED, COLD, DEFAULT_MODE, DETERMINISTIC_MODE
 from bench.servers import EXAMPLE_SERVER, LLAMA_SERVER, OURS
@@ -38,8 +38,16 @@ _LETTER_INCHES = 0.08
 _CASE_LETTERS = 13  # in a line below the bars, at least
 
 
-def write_plots(results: Results, folder: Path) -> list[Path]:
-    """Write a PNG for each scenario that has figures, and return their paths."""
+def write_plots(
+    results: Results,
+    folder: Path,
+    layouts: Mapping[str, Layout] = LAYOUTS,
+    colours: Mapping[str, str] = _COLOURS,
+) -> list[Path]:
+    """Write a PNG for each scenario that has figures, and return their paths.
+
+    `layouts` are those of the scenarios, `colours` those of the servers, by name.
+    """
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -48,7 +56,7 @@ def write_plots(results: Results, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name in results.scenarios:
-        figure = _figure(results, name)
+        figure = _figure(results, name, layouts[name], colours)
         paths.append(folder / f"{name}.png")
         # without the library's version, the same figures give the same file
         figure.savefig(paths[-1], dpi=130, metadata={"Software": None})
@@ -56,11 +64,11 @@ def write_plots(results: Results, folder: Path) -> list[Path]:
     return paths
 
 
-def _figure(results: Results, name: str) -> Figure:
+def _figure(results: Results, name: str, layout: Layout, colours: Mapping[str, str]) -> Figure:
     from matplotlib import pyplot as plt
 
-    title, found = LAYOUTS[name].title, results.by_case(name)
-    headlines = [column for column in LAYOUTS[name].columns if column.is_headline]
+    title, found = layout.title, results.by_case(name)
+    headlines = [column for column in layout.columns if column.is_headline]
     # bars stay wide enough for their figures: where two plots are too wide, one is below the other
     inches = max(3.4, 0.9 + _BAR_INCHES * len(found))
     is_wide = len(headlines) * inches > _PAGE_INCHES
@@ -74,7 +82,7 @@ def _figure(results: Results, name: str) -> Figure:
     height = head + foot + 2.9 * rows
     figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False)
     for axis, column in zip(axes.flat, headlines, strict=True):
-        _draw(axis, results, name, column)
+        _draw(axis, found, layout.is_pooled, column, colours)
     figure.text(0.5, 1 - 0.1 / height, title, ha="center", va="top", fontsize=12, fontweight="bold")
     legend = figure.legend(
         *axes.flat[0].get_legend_handles_labels(),
@@ -90,18 +98,23 @@ def _figure(results: Results, name: str) -> Figure:
     return figure
 
 
-def _draw(axis: Axes, results: Results, name: str, column: Column) -> None:
-    found = results.by_case(name)
+def _draw(
+    axis: Axes,
+    found: dict[tuple[str, str], list[Outcome]],
+    is_pooled: bool,
+    column: Column,
+    given: Mapping[str, str],
+) -> None:
     cases = list(dict.fromkeys(case for case, _ in found))
     all_servers = list(dict.fromkeys(server for _, server in found))
     width = _WIDTH / len(all_servers)
-    colours = colours_of(all_servers)
+    colours = colours_of(all_servers, given)
     for place, server in enumerate(all_servers):
         bars = [
             (at - _WIDTH / 2 + (place + 0.5) * width, figure)
             for at, case in enumerate(cases)
             if (case, server) in found
-            and (figure := spread(found[case, server], column.figure, LAYOUTS[name].is_pooled))
+            and (figure := spread(found[case, server], column.figure, is_pooled))
         ]
         places, heights = [at for at, _ in bars], [figure.median for _, figure in bars]
         axis.bar(places, heights, 0.94 * width, color=colours[server], label=server)
@@ -136,12 +149,12 @@ def _mark(axis: Axes, place: float, figure: Spread, digits: int) -> None:
     )
 
 
-def colours_of(names: Sequence[str]) -> dict[str, str]:
-    """Return the colour of each server: its own, the shade of its peer's, or the next."""
+def colours_of(names: Sequence[str], given: Mapping[str, str] = _COLOURS) -> dict[str, str]:
+    """Return the colour of each server: the given one, the shade of its peer's, or the next."""
     colours: dict[str, str] = {}
     others = iter(_OTHERS * len(names))
     for name in names:
-        known = _COLOURS.get(name)
+        known = given.get(name)
         shade = next((of for base, of in _SHADES.items() if name.startswith(f"{base} ")), None)
         colours[name] = known or shade or next(others)
     return colours

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bench.engine_rate import BATCHED_BENCH
@@ -119,10 +120,10 @@ LAYOUTS = {
 }
 
 
-def report(results: Results) -> str:
-    """Return all tables as plain text."""
+def report(results: Results, layouts: Mapping[str, Layout] = LAYOUTS) -> str:
+    """Return all tables as plain text; `layouts` are those of the scenarios, by name."""
     parts = [results.machine]
-    parts += [scenario_table(results, name) for name in results.scenarios]
+    parts += [scenario_table(results, name, layouts) for name in results.scenarios]
     parts += [_memory_table(results)] if results.memory_mib else []
     if results.client_percent:
         share = f"{results.client_percent:.0f} %"
@@ -130,9 +131,9 @@ def report(results: Results) -> str:
     return "\n\n".join(parts)
 
 
-def scenario_table(results: Results, name: str) -> str:
+def scenario_table(results: Results, name: str, layouts: Mapping[str, Layout] = LAYOUTS) -> str:
     """Return one scenario's table, with what failed and how far the cache's counters rose."""
-    layout, found = LAYOUTS[name], results.by_case(name)
+    layout, found = layouts[name], results.by_case(name)
     head = ["case", "server"]
     for column in layout.columns:
         head += [column.title, *(["(min-max)", "ratio"] if column.is_headline else [])]

@@ -92,12 +92,16 @@ def merged(runs: Sequence[Results]) -> Results:
 
 def machine() -> str:
     """Return the machine, the date and llama.cpp's version in a line."""
+    return f"{hardware()}, llama-cpp-python {importlib.metadata.version('llama-cpp-python')}"
+
+
+def hardware() -> str:
+    """Return the date and the machine in a line."""
     models = [
         line.partition(":")[2].strip()
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         if line.startswith("model name")
     ]
     today = dt.datetime.now(dt.UTC).date()
-    version = importlib.metadata.version("llama-cpp-python")
     processor = models[0] if models else "processor unknown"
-    return f"{today}, {os.cpu_count()} cores ({processor}), llama-cpp-python {version}"
+    return f"{today}, {os.cpu_count()} cores ({processor})"
