@@ -129,8 +129,13 @@ def litellm(upstream_port: int, program: Path) -> Peer:
         )
         return [program, "--config", config, "--host", "127.0.0.1", "--port", str(port)]
 
-    # else it fetches a list of prices at its start
-    return Peer(LITELLM, command, {"LITELLM_LOCAL_MODEL_COST_MAP": "True"})
+    environment = {
+        # else it fetches a list of prices at its start
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        # no keys, as ours and the others
+        "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",
+    }
+    return Peer(LITELLM, command, environment)
 
 
 def _url(port: int) -> str:
