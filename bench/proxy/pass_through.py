@@ -17,6 +17,7 @@ import uvicorn
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+_OF_A_CONNECTION = frozenset({b"host", b"connection", b"keep-alive", b"transfer-encoding"})
 
 
 class PassThrough:
@@ -44,18 +45,23 @@ class PassThrough:
             scope["method"],
             self._upstream_url + scope["path"],
             data=body,
-            headers={"content-type": "application/json"},
+            headers=[
+                (name.decode("latin-1"), value.decode("latin-1"))
+                for name, value in scope["headers"]
+                if name not in _OF_A_CONNECTION
+            ],
         ) as answer:
             await _answer(answer, send)
 
 
 async def _answer(answer: aiohttp.ClientResponse, send: Send) -> None:
-    headers = [(b"content-type", answer.headers["content-type"].encode())]
-    length = answer.headers.get("content-length")
-    if length is not None:
-        headers.append((b"content-length", length.encode()))
+    headers = [
+        (name.lower(), value)
+        for name, value in answer.raw_headers
+        if name.lower() not in _OF_A_CONNECTION
+    ]
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    if length is None:
+    if answer.content_length is None:
         async for chunk in answer.content.iter_any():
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
