@@ -128,7 +128,10 @@ def _draw(
     text = f"{column.better} is better"
     axis.text(0.5, 1.02, text, transform=axis.transAxes, ha="center", fontsize=8, color=_GREY)
     axis.margins(y=0.12)
-    axis.set_ylim(bottom=0)
+    if column.is_log:
+        axis.set_yscale("log")
+    else:
+        axis.set_ylim(bottom=0)
     axis.yaxis.set_major_formatter("{x:,g}")
     axis.tick_params(axis="y", labelsize=8)
     axis.tick_params(axis="x", length=0)

@@ -17,7 +17,8 @@ from bench.step_times import SETTINGS
 class Column:
     """A figure in a table; a headline comes with its spread, its ratio and a plot.
 
-    `axis` is its title in the plot, where there is room to say what it is.
+    `axis` is its title in the plot, where there is room to say what it is; the plot's scale
+    `is_log` where figures differ by more than can be seen otherwise.
     """
 
     figure: str
@@ -25,6 +26,7 @@ class Column:
     is_headline: bool = False
     digits: int = 0
     axis: str | None = None
+    is_log: bool = False
 
     @property
     def better(self) -> str:

@@ -77,7 +77,7 @@ def _run(args: argparse.Namespace) -> int:
 
     with upstream(wire, processors) as (port, family):
         found, versions = _peers(args, cache, port, sizes)
-        results.machine = f"{hardware()}, {versions}; {processors}"
+        results.machine = f"{hardware()}; {processors}\n{versions}"
         raw = Server(RAW, port, family)
         client = Client(wire, processors)
         runner = Runner(results, sizes, client, raw, save, time.sleep)

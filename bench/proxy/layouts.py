@@ -20,8 +20,8 @@ LAYOUTS = {
     ANSWERS: Layout(
         "Plain answers, asked for in a closed loop",
         (
-            Column("requests_per_second", "req/s", True, axis="Requests a second"),
-            Column("p50_ms", "p50 ms", True, 2, "Duration of a request, median, ms"),
+            Column("requests_per_second", "req/s", True, 0, "Requests a second", is_log=True),
+            Column("p50_ms", "p50 ms", True, 2, "Duration of a request, median, ms", is_log=True),
             _P99,
             _CPU,
         ),
@@ -30,7 +30,7 @@ LAYOUTS = {
     CHUNKS: Layout(
         "Streams whose events are all sent at once",
         (
-            Column("requests_per_second", "streams/s", True, axis="Streams a second"),
+            Column("requests_per_second", "streams/s", True, 0, "Streams a second", is_log=True),
             _P50,
             _P99,
             _CPU,
@@ -40,7 +40,9 @@ LAYOUTS = {
     PACED: Layout(
         "Streams by a schedule: how late their events come",
         (
-            Column("late_p99_ms", "late p99 ms", True, 1, "Lateness, 99th percentile, ms"),
+            Column(
+                "late_p99_ms", "late p99 ms", True, 1, "Lateness, 99th percentile, ms", is_log=True
+            ),
             Column("late_p50_ms", "p50 ms", digits=2),
             Column("late_max_ms", "max ms", digits=1),
             Column("lost", "lost"),
