@@ -99,7 +99,8 @@ class Assembly:
             tls = ClientTLSContext(settings.tls, settings.name) if settings.tls else None
             credentials = None
             if settings.credentials is not None:
-                post = form_poster(self._side_session, settings.tls)
+                oauth2 = settings.credentials.oauth2
+                post = form_poster(self._side_session, oauth2.tls if oauth2 else None)
                 credentials = Credentials(settings.credentials, post)
         except (ValueError, OSError) as error:
             raise ConfigError(f"upstream {settings.name}: {error}") from None

@@ -83,7 +83,7 @@ async def objects_of(upstream: Upstream, request_id: str = "") -> Objects:
     dialect = upstream.dialect
     head, body = await read(upstream, dialect.models_path, TIMEOUT_SECONDS, request_id)
     if head.status != 200:
-        raise dialect.error(head, body)
+        raise upstream.error(head, body)
     listed = _listed(body)
     if isinstance(dialect, OpenAIDialect):
         if listed is None:

@@ -122,7 +122,7 @@ class GenerationEndpoint:
                 ) as answer:
                     told.status = answer.head.status
                     if answer.head.status != 200:
-                        error = upstream.dialect.error(answer.head, await error_body(answer))
+                        error = upstream.error(answer.head, await error_body(answer))
                         raise Refused(answer.head.status, error)
                     await answering(answer, upstream.dialect, call)
 

@@ -119,7 +119,7 @@ class PassingEndpoint:
         async def attempt(endpoint: Endpoint) -> bytes:
             async with upstream.post(endpoint, request, request_id, call.headers) as answer:
                 if answer.head.status != 200:
-                    error = upstream.dialect.error(answer.head, await error_body(answer))
+                    error = upstream.error(answer.head, await error_body(answer))
                     raise Refused(answer.head.status, error)
                 return upstream.dialect.answer(call, answer.head, await answer.body())
 

@@ -11,14 +11,17 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import aiohttp
+import structlog
 from yarl import URL
 
 from openai_protocol.errors import ApiError, BadGateway, DeadlineExceeded, ErrorCode
 from openai_proxy.dialects.base import AnswerHead, Dialect, Headers, UpstreamRequest
-from openai_proxy.dialects.openai import broken_stream, invalid_response
+from openai_proxy.dialects.openai import GENERIC, broken_stream, invalid_response
 from openai_proxy.exchange import Target
 from openai_proxy.routing.access import Access
 from openai_proxy.routing.endpoints import Endpoint, Endpoints
+
+log = structlog.get_logger("openai_proxy")
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 # Below the 5 s after which uvicorn, like many, closes an idle connection: a request sent on a
@@ -139,6 +142,16 @@ class Upstream:
         if endpoint is None:
             raise _unreachable()
         return endpoint
+
+    def error(self, head: AnswerHead, body: bytes) -> ApiError:
+        """Translate an answer with an error status.
+
+        Where the proxy shows credentials of its own, their refusal is none of the client's.
+        """
+        if head.status in (401, 403) and self._access.credentials is not None:
+            log.error("upstream_refused_credentials", upstream=self.base_url, status=head.status)
+            return BadGateway(GENERIC, code=ErrorCode.UPSTREAM_ERROR)
+        return self.dialect.error(head, body)
 
     @asynccontextmanager
     async def post(

@@ -1,0 +1,73 @@
+"""What an upstream sees of its own proxy: credentials, and headers by rules."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from openai_proxy.config import ConfigError, load
+from tests.proxy import harness
+from tests.proxy.harness import CHAT, COMPLETION, MESSAGES, StandIn, answered
+
+
+def headers_of(standin: StandIn) -> dict[str, str]:
+    return {name.lower(): value for name, value in standin.requests[-1].headers.items()}
+
+
+async def test_credentials_and_rules(upstream: StandIn) -> None:
+    """The upstream gets the proxy's key, what rules set, and nothing that they drop."""
+    settings = {
+        "upstream_credentials": {"authorization": "sesame", "resource_group": "blue"},
+        "upstream_headers": {"drop": ["x-inner-*"], "set": {"x-team": "red"}},
+    }
+    async with harness.proxy(upstream_url=upstream.url, **settings) as proxy:
+        headers = {"authorization": "Bearer mine", "x-inner-a": "1", "x-outer": "2"}
+        body = {"model": "tiny", "messages": MESSAGES}
+        async with proxy.http.post(proxy.url + CHAT, json=body, headers=headers) as response:
+            assert response.status == 200
+    seen = headers_of(upstream)
+    assert seen["authorization"] == "Bearer sesame"
+    assert (seen["ai-resource-group"], seen["x-team"], seen["x-outer"]) == ("blue", "red", "2")
+    assert "x-inner-a" not in seen
+
+
+async def test_refused_credentials_are_not_the_clients(upstream: StandIn) -> None:
+    """When the upstream refuses the proxy's own key, the client is told of a failure, no 401."""
+    upstream.respond = answered(401, '{"error": {"message": "bad key sesame"}}', "application/json")
+    settings = {"upstream_credentials": {"authorization": "sesame"}}
+    async with harness.proxy(upstream_url=upstream.url, **settings) as proxy:
+        status, body = await proxy.chat()
+    assert (status, body["error"]["code"]) == (502, "upstream_error")
+    assert "sesame" not in str(body)
+
+
+async def test_a_key_that_was_replaced_is_read_again(upstream: StandIn, tmp_path: Path) -> None:
+    """After a 401 the key's file is read again, and the request is sent once more."""
+    key = tmp_path / "key"
+    key.write_text("old")
+
+    async def respond(request: web.Request) -> web.StreamResponse:
+        if request.headers["authorization"] == "Bearer new":
+            return web.json_response(COMPLETION)
+        key.write_text("new")
+        return web.json_response({"error": {"message": "no"}}, status=401)
+
+    upstream.respond = respond
+    settings = {"upstream_credentials": {"authorization_file": str(key)}}
+    async with harness.proxy(upstream_url=upstream.url, **settings) as proxy:
+        assert (await proxy.chat())[0] == 200
+    assert len(upstream.requests) == 2
+
+
+def test_no_secret_is_shown() -> None:
+    """A wrong value beside a secret is told without it, and settings do not print it."""
+    given = {"authorization": "sesame", "oauth2": {}}
+    with pytest.raises(ConfigError) as caught:
+        load({"upstream_url": "http://h", "upstream_credentials": given})
+    assert "sesame" not in str(caught.value.problems)
+    settings = load(
+        {"upstream_url": "http://h", "upstream_credentials": {"authorization": "sesame"}}
+    )
+    assert "sesame" not in repr(settings)
