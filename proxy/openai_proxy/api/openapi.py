@@ -20,6 +20,7 @@ from openai_proxy.api.generate import (
     GenerateRequest,
 )
 from openai_proxy.api.openapi_schemas import OBJECT, SCHEMAS, TEXT, Json, named
+from openai_proxy.api.passing import PASSED
 from openai_proxy.dialects.base import CHAT, COMPLETIONS
 from openai_proxy.error_forms import ErrorForm
 
@@ -33,6 +34,7 @@ _REQUESTS: tuple[type[BaseModel], ...] = (
     CompletionRequest,
     GenerateRequest,
     ChatRequest,
+    *dict.fromkeys(PASSED.values()),
 )
 ERRORS = {
     "400": "The request is wrong; the error names the field.",
@@ -136,7 +138,7 @@ def _responses(operation: Operation) -> Json:
     if operation.answer is not None:
         content[operation.media_type] = {"schema": operation.answer}
     if operation.streams:
-        content[_EVENTS] = {"schema": TEXT}
+        content[_EVENTS] = {}  # OpenAPI 3.1 has no schema for the events of a stream
     responses: Json = {"200": {"description": "The answer.", "content": content}}
     if operation.other_status is not None:
         responses[operation.other_status] = {"description": "Not ready.", "content": content}

@@ -90,22 +90,6 @@ SCHEMAS: Json = {
     ),
     "Catalog": made_of({"models": listed(named("CatalogEntry"))}),
     "Embeddings": made_of({"data": listed(OBJECT)}),
-    "EmbeddingsRequest": made_of(
-        {
-            "model": nullable("string"),
-            "input": {"anyOf": [TEXT, listed(TEXT), listed(COUNT), listed(listed(COUNT))]},
-        },
-        "model",
-    ),
-    "RerankRequest": made_of(
-        {
-            "model": nullable("string"),
-            "query": TEXT,
-            "documents": listed({"anyOf": [TEXT, OBJECT]}),
-        },
-        "model",
-    ),
-    "PassedRequest": made_of({"model": nullable("string")}, "model"),
     "Health": made_of({"status": TEXT}),
     "Readiness": made_of({"status": TEXT, "llm_models_loaded": {"type": "boolean"}}),
     "Root": made_of({"message": TEXT}),
