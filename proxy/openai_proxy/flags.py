@@ -1,7 +1,6 @@
 """The command line, made from the settings: a flag for each, with its variable and default.
 
-Structures (lists of mappings, mappings) have no flag: they stand in the file, or as JSON in their
-variable.
+Structures (mappings, lists of them) stand in the file; as flags and in variables they are JSON.
 """
 
 from __future__ import annotations
@@ -107,7 +106,7 @@ def _parser() -> _Parser:
         prog="python -m openai_proxy",
         description="An OpenAI API in front of a model server.",
         epilog="Flags win over the environment, the environment over the configuration's files, "
-        "files over defaults. Settings that have no flag, and the names of other systems' settings "
+        "files over defaults. The file's settings, and the names of other systems' settings "
         "that work as well: docs/configuration.md.",
         usage="%(prog)s (--upstream-url URL | --backend llamacpp --model-path FILE | "
         "--without-upstream | --config FILE) [OPTIONS] [-- BACKEND ARGUMENTS]",
@@ -127,8 +126,7 @@ def _parser() -> _Parser:
             action.value, dest="action", action="store_const", const=action, help=text
         )
     for name, field in Settings.model_fields.items():
-        if kind_of(field) is not Kind.STRUCTURE:
-            _add(parser, name, field)
+        _add(parser, name, field)
     for alias in ALIASES:
         if alias.is_flag and alias.name != flag_of(alias.setting):
             text = f"The same as {flag_of(alias.setting)}."

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from openai_proxy.config import Kind, Settings, flag_of, kind_of, schema, variable_of
+from openai_proxy.config import Settings, flag_of, schema, variable_of
 from openai_proxy.config.aliases import ALIASES, Alias
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +48,7 @@ def table() -> str:
     rows = ["| flag | variable | default | what |", "| --- | --- | --- | --- |"]
     for name, field in Settings.model_fields.items():
         text = (field.description or "").replace("|", "\\|")
-        flag = "" if kind_of(field) is Kind.STRUCTURE else f"`{flag_of(name)}`"
+        flag = f"`{flag_of(name)}`"
         rows.append(f"| {flag} | `{variable_of(name)}` | {_default(name, field)} | {text} |")
     return "\n".join(rows) + "\n"
 

@@ -306,7 +306,7 @@ async def test_a_bug_does_not_log_them_either(proxy: Proxy) -> None:
         def __getattr__(self, name: str) -> Any:
             raise RuntimeError(SECRET)
 
-    proxy.lifecycle._router.use(Broken())  # type: ignore[arg-type]
+    proxy.lifecycle._service._router.use(Broken())  # type: ignore[arg-type]
     with logged(log_level="debug") as lines:
         assert (await proxy.chat(messages=PROMPT))[0] == 500
         line = await the_line(lines)

@@ -55,6 +55,7 @@ def test_every_setting_is_a_flag_and_a_variable(monkeypatch: pytest.MonkeyPatch)
         "backend_health_path": "/7",
         "metrics_namespace": "mine",
         "access_log_sample": "0.5",
+        "default_temperature": "1",
         "trace_sample": "0.5",
         "otlp_endpoint": None,  # needs packages
         "upstream_url": None,
@@ -67,7 +68,7 @@ def test_every_setting_is_a_flag_and_a_variable(monkeypatch: pytest.MonkeyPatch)
     }
     for name, field in Settings.model_fields.items():
         is_choice = get_origin(field.annotation) is Literal
-        text = values.get(name, get_args(field.annotation)[-1] if is_choice else "1")
+        text = values.get(name, get_args(field.annotation)[-1] if is_choice else "7")
         if text is None or kind_of(field) in (Kind.SWITCH, Kind.STRUCTURE):
             continue
         base = {"backend": "llamacpp", "model_path": "m.gguf"}

@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 
 from openai_proxy.config.aliases import SECTIONS
 from openai_proxy.config.layers import Layer, Place, dotted
-from openai_proxy.config.names import Kind, choices_of, flag_of, kind_of, variable_of
+from openai_proxy.config.names import choices_of, flag_of, variable_of
 
 _SHOWN_CHARACTERS = 80
 # pydantic's kinds of errors that are told in words of ours
@@ -70,10 +70,8 @@ def _line(kind: str, message: str, place: Place, given: Layer, settings: type[Ba
 
 def _others(name: str, where: str, settings: type[BaseModel]) -> str:
     """Return the setting's own names that were not used, and where more is told."""
-    has_flag = kind_of(settings.model_fields[name]) is not Kind.STRUCTURE
-    own = [variable_of(name), *([flag_of(name)] if has_flag else [])]
-    others = [other for other in own if other != where]
-    return " and ".join(others or [name]) + ", see --help"
+    others = [other for other in (variable_of(name), flag_of(name)) if other != where]
+    return " and ".join(others) + ", see --help"
 
 
 def _reason(kind: str, message: str, value: Any) -> str:

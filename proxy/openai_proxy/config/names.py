@@ -26,7 +26,7 @@ class Kind(Enum):
 
 
 def flag_of(name: str) -> str:
-    """Return a setting's flag: `--max-body-bytes`. One whose kind is STRUCTURE has none."""
+    """Return a setting's flag: `--max-body-bytes`."""
     return "--" + ("backend-arg" if name == "backend_args" else name.replace("_", "-"))
 
 
