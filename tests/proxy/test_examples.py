@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 from aiohttp import ClientSession
 
@@ -21,9 +20,6 @@ from tests.proxy.test_api_generate import completion, piece
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
-needs_log_file = pytest.mark.skipif(
-    "log_file" not in Settings.model_fields, reason="needs the log file"
-)
 # The tests give the proxy a port of its own, and this machine has no such directory.
 NOT_HERE = ("PORT", "HOST", "LOG_FILE", "HF_HOME")
 
@@ -220,7 +216,6 @@ async def test_seminstruct(tmp_path: Path, upstream: StandIn) -> None:
         assert "# TYPE seminstruct_shimmy_errors_total counter" in metrics
 
 
-@needs_log_file
 async def test_deterministic_inference_server(tmp_path: Path) -> None:
     """With its own variables and flags the proxy runs SGLang and answers as that server did."""
     model = tmp_path / "model"
