@@ -24,6 +24,7 @@ PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 SHORT_WAIT_SECONDS = 1.0
 EXIT_CANNOT_RUN = 127
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def start(command: list[str]) -> int:
@@ -31,10 +32,16 @@ def start(command: list[str]) -> int:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     guard = os.getpid()
+    # A signal that comes before exec must end the command, not our handler of it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     child = os.fork()
     if child:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         return child
     try:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         os.setsid()
         libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
         if os.getppid() != guard:  # the guard died before the line above took effect
@@ -102,7 +109,7 @@ def end_adopted() -> None:
 def main(command: list[str]) -> int:
     """Run the command to its end; returns the exit status."""
     # A handler, not SIG_IGN: handlers do not outlive exec, and the command must hear its signals.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in SIGNALS:
         signal.signal(number, lambda *_: None)
     child = start(command)
     wait(child, os.pidfd_open(child))
