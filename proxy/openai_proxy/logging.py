@@ -127,7 +127,7 @@ def configure(settings: LoggingSettings, stream: TextIO | None = None) -> Logs:
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.stdlib.add_logger_name,
+        _named,
         where_only,
         in_order,
     ]
@@ -223,6 +223,12 @@ def where_only(_: Any, __: str, event: EventDict) -> EventDict:
     if isinstance(error, BaseException):
         event["error_type"] = type(error).__qualname__
         event["stack"] = "".join(traceback.format_tb(error.__traceback__)[-20:])
+    return event
+
+
+def _named(logger: Any, _: str, event: EventDict) -> EventDict:
+    """Name the logger, unless the event is a backend's, which has named its own."""
+    event.setdefault("logger", logger.name)
     return event
 
 

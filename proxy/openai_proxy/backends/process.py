@@ -16,7 +16,7 @@ GUARD = Path(__file__).with_name("guard.py")
 LAST_LINES_SECONDS = 1.0
 # Between two reads of a backend that writes more than is passed on: its pipe is full meanwhile,
 # so that it costs little, and goes on writing, if slowly.
-FLOODED_SECONDS = 0.02
+FLOODED_SECONDS = 0.001
 
 
 class GuardedProcess:
