@@ -39,6 +39,8 @@ log = structlog.get_logger("openai_proxy")
 
 # After the grace period: for interrupted streams to get their last event out
 LAST_EVENTS_SECONDS = 3.0
+# Before other settings hold: for what they name to show what it has
+FIRST_LOOK_SECONDS = 2.0
 
 
 class Lifecycle:
@@ -137,10 +139,13 @@ class Lifecycle:
         service = self._new_service(settings)
         try:
             await service.build(self._backend_url)
+            if settings.probe_interval_seconds:
+                await service.look(FIRST_LOOK_SECONDS)
         except BaseException:
             await service.close()
             raise
         old, self._service = self._service, service
+        service.use_backend(self._backend_url)  # it may have come or gone meanwhile
         self._settings = settings
         self._use(service)
         self._current.app = self._app(service)
@@ -233,6 +238,9 @@ class Lifecycle:
         self._state.is_draining = True
         if with_delay and was_ready:
             await asyncio.sleep(self._settings.drain_delay_seconds)
+        web.config.timeout_graceful_shutdown = max(
+            1, round(self._settings.grace_seconds + LAST_EVENTS_SECONDS)
+        )
         web.should_exit = True
         if self._running:
             log.info("closing", requests=len(self._running))

@@ -62,6 +62,13 @@ class Service:
             )
         self.is_built.set()
 
+    async def look(self, seconds: float) -> None:
+        """Look at each upstream once, so long at most: to know what is ready, and who has what."""
+        looks = [asyncio.create_task(probe.look()) for probe in self.probes.values()]
+        _, late = await asyncio.wait(looks, timeout=seconds)
+        for task in late:
+            task.cancel()
+
     async def watch(self) -> None:
         """Look at the upstreams again and again; until cancelled."""
         async with asyncio.TaskGroup() as group:
@@ -86,7 +93,10 @@ class Service:
 
     def _note(self, name: str, readiness: Readiness) -> None:
         assert self._router is not None
-        self._router.note_models(readiness.models, name)
+        if (
+            readiness.is_ready
+        ):  # one that is away has what it had: another must not get its requests
+            self._router.note_models(readiness.models, name)
         self._on_readiness(name, readiness)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -33,10 +34,18 @@ async def test_credentials_and_rules(upstream: StandIn) -> None:
     assert "x-inner-a" not in seen
 
 
-async def test_refused_credentials_are_not_the_clients(upstream: StandIn) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"upstream_credentials": {"authorization": "sesame"}},
+        {"upstream_headers": {"set": {"api-key": "sesame"}}},
+    ],
+)
+async def test_refused_credentials_are_not_the_clients(
+    upstream: StandIn, settings: dict[str, Any]
+) -> None:
     """When the upstream refuses the proxy's own key, the client is told of a failure, no 401."""
     upstream.respond = answered(401, '{"error": {"message": "bad key sesame"}}', "application/json")
-    settings = {"upstream_credentials": {"authorization": "sesame"}}
     async with harness.proxy(upstream_url=upstream.url, **settings) as proxy:
         status, body = await proxy.chat()
     assert (status, body["error"]["code"]) == (502, "upstream_error")

@@ -97,6 +97,8 @@ def _changes(fields: dict[str, Any], **known: Any) -> dict[str, Any]:
         ({}, {"max_tokens": 9, "defaults": {"max_tokens": 50}}, {"max_tokens": 9}),
         ({"max_tokens": 9}, {"max_tokens": 9, "defaults": {"max_tokens": 5}}, {}),
         ({"max_completion_tokens": 3}, {"defaults": {"max_tokens": 5}}, {}),
+        ({"temperature": None}, {"defaults": {"temperature": 0.7}}, {"temperature": 0.7}),
+        ({"max_tokens": None}, {"max_tokens": 9, "defaults": {"max_tokens": 5}}, {"max_tokens": 5}),
     ],
 )
 def test_defaults_and_limits(
@@ -106,11 +108,18 @@ def test_defaults_and_limits(
     assert _changes(fields, **known) == changed
 
 
-@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
-def test_more_than_the_limit_is_refused(name: str) -> None:
-    """A request for more tokens than allowed names its field."""
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("max_tokens", {}),
+        ("max_completion_tokens", {}),
+        ("max_tokens", {"max_completion_tokens": 1}),
+    ],
+)
+def test_more_than_the_limit_is_refused(name: str, other: dict[str, int]) -> None:
+    """A request for more tokens than allowed names its field, whichever the upstream will read."""
     with pytest.raises(InvalidRequest) as caught:
-        _changes({name: 10}, max_tokens=9)
+        _changes({name: 10, **other}, max_tokens=9)
     assert (caught.value.param, caught.value.code) == (name, "integer_above_max_value")
 
 
@@ -229,3 +238,52 @@ async def test_a_reload_that_fails_changes_nothing(upstream: StandIn) -> None:
         with pytest.raises(ConfigError, match="has no option 'frobs'"):
             await proxy.lifecycle.reload(bad)
         assert (await proxy.chat())[0] == 200
+
+
+def test_an_allow_list_holds_for_who_names_no_model() -> None:
+    """Without a name the only allowed model is meant; of several, one must be named."""
+    assert resolved(ModelTable(allowed=["small"]), None) == ("small", "cpu", "small")
+    with pytest.raises(InvalidRequest) as caught:
+        ModelTable(allowed=["small", "big"]).resolve(None, LISTED)
+    assert caught.value.param == "model"
+
+
+def test_what_is_no_name_is_not_listed() -> None:
+    """An upstream's object without a name of its own hides no other."""
+    found = {"gpu": [{"id": ["big"]}, {"id": {}}, {}, {"id": "big"}]}
+    assert ModelTable().listed(found) == [{"id": "big"}]
+
+
+async def test_after_a_reload_each_model_is_where_it_was(upstream: StandIn, other: StandIn) -> None:
+    """New settings hold when it is known what their upstreams have: nothing goes astray."""
+    upstreams = [{"name": "a", "url": upstream.url}, {"name": "b", "url": other.url}]
+    async with harness.proxy(upstreams=upstreams) as proxy:
+        await until(lambda: _is_listed(proxy, {"tiny", "other"}))
+        await proxy.lifecycle.reload(load({"upstreams": upstreams, "max_retries": 1}))
+        assert (await proxy.get("/health/ready"))[0] == 200
+        assert (await proxy.chat(model="other"))[1]["model"] == "other"
+        assert (upstream.bodies, len(other.bodies)) == ([], 1)
+
+
+async def test_who_is_away_keeps_its_models(upstream: StandIn, other: StandIn) -> None:
+    """While an upstream does not answer, its models' requests go to no other."""
+    upstream.models = answered(404, "", "text/plain")  # one without a list could have any
+    upstreams = [{"name": "a", "url": upstream.url}, {"name": "b", "url": other.url}]
+    async with harness.proxy(upstreams=upstreams, max_retries=0) as proxy:
+        await until(lambda: _has(proxy, "b", ["other"]))
+        other.models = other.respond = answered(503, "", "text/plain")
+        await until(lambda: _has(proxy, "b", []))
+        assert (await proxy.chat(model="other"))[0] == 503
+        assert upstream.bodies == []
+
+
+async def _has(proxy: harness.Proxy, name: str, models: list[str]) -> bool:
+    _, report = await proxy.get("/health")
+    return bool(report["upstreams"][name]["models"] == models)
+
+
+def test_a_default_that_is_no_number_is_refused() -> None:
+    """What would fail each request stops the start."""
+    models = {"m": {"defaults": {"max_tokens": "many"}}}
+    with pytest.raises(ConfigError, match="must be a whole number"):
+        load({"upstream_url": "http://h", "models": models})

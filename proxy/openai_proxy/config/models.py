@@ -41,6 +41,10 @@ class ModelSettings(BaseModel):
         for name in value:
             if name in _NO_DEFAULTS:
                 raise ValueError(f"{name} cannot have a default: it is each request's own")
+        for name in ("max_tokens", "max_completion_tokens"):
+            number = value.get(name)
+            if name in value and (type(number) is not int or not 1 <= number < _INT32):
+                raise ValueError(f"{name} must be a whole number, at least 1")
         return value
 
 

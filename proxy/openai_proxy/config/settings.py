@@ -61,6 +61,13 @@ class Settings(
             raise ValueError(
                 "--probe-interval-seconds 0 is for an --upstream-url: give more without one"
             )
+        if len(self.upstreams) > 1 and not self.probe_interval_seconds:
+            silent = [upstream.name for upstream in self.upstreams if not upstream.models]
+            if silent:
+                raise ValueError(
+                    "--probe-interval-seconds 0 asks no upstream what it has: give each its "
+                    f"`models`, which {silent[0]!r} lacks"
+                )
         names = {upstream.name for upstream in self.all_upstreams} or {DEFAULT_UPSTREAM}
         for name, model in self.models.items():
             if model.upstream is not None and model.upstream not in names:

@@ -29,6 +29,11 @@ class Access:
         """Return the proxy's own credentials; raises BadGateway where no token can be had."""
         return [] if self.credentials is None else await self.credentials.headers()
 
+    @property
+    def has_own_key(self) -> bool:
+        """Whether the proxy shows a key of its own, by credentials or by a rule."""
+        return self.credentials is not None or (self.rules is not None and self.rules.sets_a_key)
+
     def may_try_again(self, shown: Headers) -> bool:
         """Tell, after a 401, whether there may be better credentials than those that were shown."""
         return self.credentials is not None and self.credentials.invalidate(shown)

@@ -134,6 +134,11 @@ class HeaderRules:
             for name, value in settings.set.items()
         }
 
+    @property
+    def sets_a_key(self) -> bool:
+        """Whether the proxy's own key is among what is set."""
+        return bool(_CREDENTIALS & self._set.keys())
+
     def apply(self, headers: Headers, from_client: Headers | None = None) -> Headers:
         """Return the headers to send, of those that a dialect gives.
 

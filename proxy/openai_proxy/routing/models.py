@@ -69,6 +69,10 @@ class ModelTable:
         Raises NotFound for a name that is not allowed, or that nobody serves where that is known.
         """
         given = asked if asked is not None else self._default
+        if given is None and len(self._allowed) == 1:
+            given = self._allowed_listed[0]
+        if given is None and self._allowed:
+            raise _no_model()
         if given is None:
             return Resolved(None, next(iter(listed)), None, self._defaults, self._max_tokens)
         name = self._names.get(given, given)
@@ -101,8 +105,9 @@ class ModelTable:
         }
         for upstream, items in found.items():
             for item in items:
-                if (upstream, item.get("id")) not in configured:
-                    objects.setdefault(str(item.get("id")), item)
+                name = item.get("id")
+                if isinstance(name, str) and (upstream, name) not in configured:
+                    objects.setdefault(name, item)
         for model in self._models.values():
             made = self._object(model, found)
             if made is not None:
@@ -139,7 +144,9 @@ def changes(asked: ChatCompletionRequest | CompletionRequest, resolved: Resolved
 
     Raises InvalidRequest where it asks for more tokens than it may.
     """
-    given = asked.model_fields_set | set(asked.model_extra or {})
+    extra = asked.model_extra or {}
+    given = {name for name in asked.model_fields_set if getattr(asked, name) is not None}
+    given |= {name for name, value in extra.items() if value is not None}
     made = {name: value for name, value in resolved.defaults.items() if name not in given}
     if asked.token_limit is not None:
         for name in _MAX_TOKENS_NAMES:
@@ -158,15 +165,22 @@ def changes(asked: ChatCompletionRequest | CompletionRequest, resolved: Resolved
 
 
 def _check_limit(asked: ChatCompletionRequest | CompletionRequest, limit: int) -> None:
-    if asked.token_limit is None or asked.token_limit <= limit:
-        return
-    given = getattr(asked, "max_completion_tokens", None)
-    param = "max_tokens" if given is None else "max_completion_tokens"
-    raise InvalidRequest(
-        f"Invalid '{param}': input should be less than or equal to {limit}, "
-        f"but got {asked.token_limit}.",
-        param=param,
-        code=ErrorCode.INTEGER_ABOVE_MAX_VALUE,
+    for param in _MAX_TOKENS_NAMES:  # either: an upstream may know only one of them
+        given = getattr(asked, param, None)
+        if given is not None and given > limit:
+            raise InvalidRequest(
+                f"Invalid '{param}': input should be less than or equal to {limit}, "
+                f"but got {given}.",
+                param=param,
+                code=ErrorCode.INTEGER_ABOVE_MAX_VALUE,
+            )
+
+
+def _no_model() -> InvalidRequest:
+    return InvalidRequest(
+        "Missing required parameter: 'model'.",
+        param="model",
+        code=ErrorCode.MISSING_REQUIRED_PARAMETER,
     )
 
 

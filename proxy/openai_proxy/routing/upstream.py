@@ -148,7 +148,7 @@ class Upstream:
 
         Where the proxy shows credentials of its own, their refusal is none of the client's.
         """
-        if head.status in (401, 403) and self._access.credentials is not None:
+        if head.status in (401, 403) and self._access.has_own_key:
             log.error("upstream_refused_credentials", upstream=self.base_url, status=head.status)
             return BadGateway(GENERIC, code=ErrorCode.UPSTREAM_ERROR)
         return self.dialect.error(head, body)
@@ -271,6 +271,10 @@ async def _exchange(
         )
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         raise _api_error(error) from error
+    except RuntimeError as error:
+        if not session.closed:
+            raise
+        raise _unreachable() from error  # other settings hold by now
     try:
         yield Answer(response)
     finally:
