@@ -93,9 +93,8 @@ class Service:
 
     def _note(self, name: str, readiness: Readiness) -> None:
         assert self._router is not None
-        if (
-            readiness.is_ready
-        ):  # one that is away has what it had: another must not get its requests
+        # One that is away has what it had: another must not get its requests.
+        if readiness.is_ready:
             self._router.note_models(readiness.models, name)
         self._on_readiness(name, readiness)
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic_core import from_json
 
@@ -33,6 +33,7 @@ from openai_proxy.routing.upstream import Answer, Upstream
 from openai_proxy.running import Leash, Running
 
 Asked = ChatCompletionRequest | CompletionRequest
+Result = TypeVar("Result")
 _ID_PREFIX = {CHAT: "chatcmpl", COMPLETIONS: "cmpl"}
 _PLAIN = frozenset({"", "identity"})
 
@@ -83,11 +84,17 @@ class GenerationEndpoint:
                 exchange.is_stream = bool(asked.stream)
                 route = self._router.route(asked.model)
                 call = self._call(asked, body, route, scope)
+
+                def has_sent_nothing() -> bool:
+                    return exchange.status is None
+
                 if not exchange.is_stream:
-                    await self._attempt(route.upstream, call, exchange, _Whole(send))
+                    whole = _Whole(send)
+                    await ask(route.upstream, call, exchange, serving, whole, has_sent_nothing)
                     return
                 async with stream:
-                    await self._attempt(route.upstream, call, exchange, _Streamed(stream, leash))
+                    events = _Streamed(stream, leash)
+                    await ask(route.upstream, call, exchange, serving, events, has_sent_nothing)
         except ApiError as error:
             exchange.error_code = str(error.code)
             if not stream.has_begun:
@@ -110,34 +117,38 @@ class GenerationEndpoint:
             created=int(self._serving.clock()),
         )
 
-    async def _attempt(
-        self, upstream: Upstream, call: Call, exchange: Exchange, answering: _Whole | _Streamed
-    ) -> None:
-        request = upstream.dialect.request(call)
 
-        async def attempt(endpoint: Endpoint) -> None:
-            with exchange.attempt(upstream.target, endpoint.host) as told:
-                async with upstream.post(
-                    endpoint, request, exchange.request_id, call.headers, told.headers
-                ) as answer:
-                    told.status = answer.head.status
-                    if answer.head.status != 200:
-                        error = upstream.error(answer.head, await error_body(answer))
-                        raise Refused(answer.head.status, error)
-                    await answering(answer, upstream.dialect, call)
+async def ask(
+    upstream: Upstream,
+    call: Call,
+    exchange: Exchange,
+    serving: Serving,
+    answering: Callable[[Answer, Dialect, Call], Awaitable[Result]],
+    can_retry: Callable[[], bool] = lambda: True,
+) -> Result:
+    """Send a call, again where that may help, and hand on what `answering` makes of the answer.
 
-        def has_sent_nothing() -> bool:
-            return exchange.status is None
+    Raises ApiError.
+    """
+    request = upstream.dialect.request(call)
 
-        serving = self._serving
-        try:
-            await with_retries(
-                upstream, attempt, serving.retries, has_sent_nothing, serving.on_retry
-            )
-        except ApiError as error:
-            if error.status >= 500:
-                serving.on_upstream_error(str(error.code))
-            raise
+    async def attempt(endpoint: Endpoint) -> Result:
+        with exchange.attempt(upstream.target, endpoint.host) as told:
+            async with upstream.post(
+                endpoint, request, exchange.request_id, call.headers, told.headers
+            ) as answer:
+                told.status = answer.head.status
+                if answer.head.status != 200:
+                    error = upstream.error(answer.head, await _error_body(answer))
+                    raise Refused(answer.head.status, error)
+                return await answering(answer, upstream.dialect, call)
+
+    try:
+        return await with_retries(upstream, attempt, serving.retries, can_retry, serving.on_retry)
+    except ApiError as error:
+        if error.status >= 500:
+            serving.on_upstream_error(str(error.code))
+        raise
 
 
 class _Whole:
@@ -172,7 +183,7 @@ class _Streamed:
         await answer.finish()
 
 
-async def error_body(answer: Answer) -> bytes:
+async def _error_body(answer: Answer) -> bytes:
     """Return the body of an answer with an error status, or nothing where it breaks off."""
     try:
         return await answer.body()

@@ -9,15 +9,14 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import from_json
 
-from openai_protocol.errors import ApiError, ErrorCode, InvalidRequest
+from openai_protocol.errors import ErrorCode, InvalidRequest
 from openai_protocol.validation import parse_request
-from openai_proxy.api.openai import Serving, error_body, request_headers
-from openai_proxy.dialects.base import Call
-from openai_proxy.exchange import Exchange, exchange_of
+from openai_proxy.api.openai import Serving, ask, request_headers
+from openai_proxy.dialects.base import Call, Dialect
+from openai_proxy.exchange import exchange_of
 from openai_proxy.middleware import Receive, Scope, Send, read_body, send_json
-from openai_proxy.routing.endpoints import Endpoint
-from openai_proxy.routing.retry import Refused, with_retries
 from openai_proxy.routing.router import Route, Router
+from openai_proxy.routing.upstream import Answer
 from openai_proxy.running import Running
 
 MAX_INPUTS = 2048
@@ -89,7 +88,7 @@ class PassingEndpoint:
             exchange.model = asked.model
             route = self._router.route(asked.model)
             call = self._call(asked, body, route, scope)
-            answered = await self._attempt(route, call, exchange)
+            answered = await ask(route.upstream, call, exchange, self._serving, _passed)
             leash.unwatch()
             await send_json(send, 200, answered)
 
@@ -112,24 +111,6 @@ class PassingEndpoint:
             upstream_model=resolved.upstream_model,
         )
 
-    async def _attempt(self, route: Route, call: Call, exchange: Exchange) -> bytes:
-        upstream, serving = route.upstream, self._serving
-        request = upstream.dialect.request(call)
 
-        async def attempt(endpoint: Endpoint) -> bytes:
-            with exchange.attempt(upstream.target, endpoint.host) as told:
-                async with upstream.post(
-                    endpoint, request, exchange.request_id, call.headers, told.headers
-                ) as answer:
-                    told.status = answer.head.status
-                    if answer.head.status != 200:
-                        error = upstream.error(answer.head, await error_body(answer))
-                        raise Refused(answer.head.status, error)
-                    return upstream.dialect.answer(call, answer.head, await answer.body())
-
-        try:
-            return await with_retries(upstream, attempt, serving.retries, on_retry=serving.on_retry)
-        except ApiError as error:
-            if error.status >= 500:
-                serving.on_upstream_error(str(error.code))
-            raise
+async def _passed(answer: Answer, dialect: Dialect, call: Call) -> bytes:
+    return dialect.answer(call, answer.head, await answer.body())

@@ -63,11 +63,6 @@ class Router:
         """The upstreams by name; None for a backend that is not ready."""
         return self._upstreams
 
-    @property
-    def upstream(self) -> Upstream | None:
-        """The default upstream, if there is one now."""
-        return next(iter(self._upstreams.values()), None)
-
     def route(self, model: str | None) -> Route:
         """Return the route for a model's name.
 
