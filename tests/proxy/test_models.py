@@ -67,6 +67,47 @@ def test_only_what_is_allowed() -> None:
     )
 
 
+def limits(table: ModelTable, name: str | None, *there: str) -> tuple[int | None, Any]:
+    """The limit and the default temperature of a request to the one upstream."""
+    found = table.resolve(name, {"one": there})
+    return found.max_tokens, found.defaults.get("temperature")
+
+
+@pytest.mark.parametrize(
+    ("asked", "there"),
+    [
+        ("small", ("small", "big")),  # by its upstream's name
+        ("small", ()),
+        ("whatever", ("small",)),  # many servers take any name for the only one they have
+        (None, ("small",)),
+    ],
+)
+def test_no_name_escapes_a_limit(asked: str | None, there: tuple[str, ...]) -> None:
+    """A model's limit and defaults hold also for who does not name it by our name."""
+    entry = Model("chat", upstream_model="small", defaults={"temperature": 0.5}, max_tokens=9)
+    table = ModelTable([entry], max_tokens=50)
+    assert limits(table, asked, *there) == (9, 0.5)
+    assert limits(table, "big", "small", "big") == (50, None)
+
+
+def test_of_several_limits_the_strictest_holds() -> None:
+    """Where it is not known which entry is meant, the least limit holds, and no default of one."""
+    table = ModelTable(
+        [
+            Model("long", upstream_model="small", defaults={"temperature": 1}, max_tokens=99),
+            Model("short", upstream_model="small", defaults={"temperature": 0}, max_tokens=9),
+            Model("other", upstream_model="big", max_tokens=3),
+            Model("elsewhere", upstream="two", upstream_model="small", max_tokens=1),
+        ],
+    )
+    listed = {"one": ("small", "big"), "two": ("small",)}
+    found = table.resolve("small", listed)
+    assert (found.upstream, found.max_tokens, found.defaults) == ("one", 9, {})
+    assert table.resolve("long", listed).max_tokens == 99
+    assert table.resolve(None, listed).max_tokens == 3
+    assert table.resolve(None, {"one": ()}).max_tokens == 3
+
+
 def test_lists_are_merged() -> None:
     """Clients see configured models by their own names and aliases, others as they are listed."""
     table = ModelTable(
@@ -121,6 +162,42 @@ def test_more_than_the_limit_is_refused(name: str, other: dict[str, int]) -> Non
     with pytest.raises(InvalidRequest) as caught:
         _changes({name: 10, **other}, max_tokens=9)
     assert (caught.value.param, caught.value.code) == (name, "integer_above_max_value")
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"n_predict": 10}, "n_predict"),
+        ({"n_predict": -1}, "n_predict"),  # llama-server: without end
+        ({"n_predict": 10, "max_tokens": 1}, "n_predict"),
+        ({"num_predict": 10}, "num_predict"),
+        ({"max_new_tokens": 10}, "max_new_tokens"),
+        ({"max_new_tokens": "10"}, "max_new_tokens"),
+        ({"options": {"num_predict": 10}}, "options.num_predict"),
+        ({"parameters": {"max_new_tokens": 10}}, "parameters.max_new_tokens"),
+        ({"sampling_params": {"max_tokens": 10}}, "sampling_params.max_tokens"),
+    ],
+)
+def test_no_other_name_escapes_the_limit(fields: dict[str, Any], param: str) -> None:
+    """Servers' own names for the number of tokens pass, and are held to the limit as well."""
+    with pytest.raises(InvalidRequest) as caught:
+        _changes(fields, max_tokens=9)
+    assert caught.value.param == param
+    assert _changes(fields) == {}
+
+
+def test_other_names_within_the_limit() -> None:
+    """What asks for no more than it may passes."""
+    fields = {"n_predict": 9, "options": {"num_predict": None, "num_ctx": 4096}, "parameters": 1}
+    assert _changes(fields, max_tokens=9) == {"max_tokens": 9}
+
+
+def test_a_default_for_a_servers_own_parameter() -> None:
+    """Defaults fill in parameters beyond OpenAI's, too, and never replace what is given."""
+    known = {"defaults": {"think": True}}
+    assert _changes({}, **known) == {"think": True}
+    assert _changes({"think": None}, **known) == {"think": True}
+    assert _changes({"think": False}, **known) == {}
 
 
 @pytest.fixture

@@ -12,8 +12,13 @@ from typing import Any
 from openai_protocol.errors import ErrorCode, InvalidRequest, NotFound, model_not_found
 from openai_protocol.requests import ChatCompletionRequest, CompletionRequest
 
+Asked = ChatCompletionRequest | CompletionRequest
 _MAX_LISTED = 20
 _MAX_TOKENS_NAMES = ("max_completion_tokens", "max_tokens")
+# What servers call the same, and the objects in which some have it: all of it passes to upstreams
+# that speak OpenAI's protocol, and llama-server, for one, reads its own name first.
+_OTHER_NAMES = ("n_predict", "num_predict", "max_new_tokens", "max_output_tokens", "max_length")
+_INNER = ("options", "parameters", "sampling_params")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +31,11 @@ class Model:
     aliases: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     max_tokens: int | None = None
+
+    @property
+    def name_there(self) -> str:
+        """What its upstream calls it."""
+        return self.upstream_model or self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,27 +78,68 @@ class ModelTable:
 
         Raises NotFound for a name that is not allowed, or that nobody serves where that is known.
         """
-        given = asked if asked is not None else self._default
-        if given is None and len(self._allowed) == 1:
-            given = self._allowed_listed[0]
-        if given is None and self._allowed:
-            raise _no_model()
+        given = self._given(asked)
         if given is None:
-            return Resolved(None, next(iter(listed)), None, self._defaults, self._max_tokens)
+            upstream = next(iter(listed))
+            return self._resolved(None, upstream, None, self._meant(None, upstream, listed))
         name = self._names.get(given, given)
         if self._allowed and not self._allowed & {given, name}:
             raise self._not_allowed(given)
-        model = self._models.get(name, Model(name))
-        upstream_model = model.upstream_model or name
-        upstream = model.upstream or _lister(upstream_model, listed)
-        if upstream is None:
+        model = self._models.get(name)
+        wanted = name if model is None else model.name_there
+        found = self._upstream_of(model, listed) if model else _lister(wanted, listed)
+        if found is None:
             raise model_not_found(given)
+        entries = self._meant(wanted, found, listed) if model is None else [model]
+        return self._resolved(given, found, wanted, entries)
+
+    def _given(self, asked: str | None) -> str | None:
+        """Return the name that counts; None where the upstream decides."""
+        given = asked if asked is not None else self._default
+        if given is None and self._allowed:
+            if len(self._allowed) > 1:
+                raise _no_model()
+            return self._allowed_listed[0]
+        return given
+
+    def _meant(
+        self, wanted: str | None, upstream: str, listed: Mapping[str, Sequence[str]]
+    ) -> list[Model]:
+        """Return the entries for what a request may mean that names none of them.
+
+        So nobody escapes an entry's limit by its upstream's own name for the model, by any name
+        where the upstream has only one, or by none.
+        """
+        there = listed[upstream]
+        names = there if wanted is None or len(there) == 1 else (wanted,)
+        return [
+            model
+            for model in self._models.values()
+            if (not names or model.name_there in names)
+            and self._upstream_of(model, listed) == upstream
+        ]
+
+    @staticmethod
+    def _upstream_of(model: Model, listed: Mapping[str, Sequence[str]]) -> str | None:
+        return model.upstream or _lister(model.name_there, listed)
+
+    def _resolved(
+        self, name: str | None, upstream: str, upstream_model: str | None, entries: list[Model]
+    ) -> Resolved:
+        """Return what a name means, with the strictest limit of its entries.
+
+        Defaults are those of the one entry: of several it is not known which is meant.
+        """
+        limits = [self._max_tokens, *(entry.max_tokens for entry in entries)]
+        defaults = self._defaults
+        if len(entries) == 1:
+            defaults = defaults | dict(entries[0].defaults)
         return Resolved(
-            given,
+            name,
             upstream,
             upstream_model,
-            self._defaults | dict(model.defaults),
-            _least(self._max_tokens, model.max_tokens),
+            defaults,
+            min((limit for limit in limits if limit is not None), default=None),
         )
 
     def listed(self, found: Mapping[str, Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -99,7 +150,7 @@ class ModelTable:
         """
         objects: dict[str, dict[str, Any]] = {}
         configured = {
-            (upstream, model.upstream_model or model.name)
+            (upstream, model.name_there)
             for model in self._models.values()
             for upstream in ([model.upstream] if model.upstream else found)
         }
@@ -119,7 +170,7 @@ class ModelTable:
         self, model: Model, found: Mapping[str, Sequence[dict[str, Any]]]
     ) -> dict[str, Any] | None:
         """Return a configured model's object; None while its upstream does not list it."""
-        wanted = model.upstream_model or model.name
+        wanted = model.name_there
         for upstream, items in found.items():
             if model.upstream in (None, upstream):
                 for item in items:
@@ -139,41 +190,73 @@ class ModelTable:
         )
 
 
-def changes(asked: ChatCompletionRequest | CompletionRequest, resolved: Resolved) -> dict[str, Any]:
+def changes(asked: Asked, resolved: Resolved) -> dict[str, Any]:
     """Return the fields of a request that differ from what its client sent: defaults and limits.
 
     Raises InvalidRequest where it asks for more tokens than it may.
     """
-    extra = asked.model_extra or {}
-    given = {name for name in asked.model_fields_set if getattr(asked, name) is not None}
-    given |= {name for name, value in extra.items() if value is not None}
-    made = {name: value for name, value in resolved.defaults.items() if name not in given}
-    if asked.token_limit is not None:
-        for name in _MAX_TOKENS_NAMES:
-            made.pop(name, None)
+    made = _defaults(asked, resolved.defaults) if resolved.defaults else {}
     limit = resolved.max_tokens
     if limit is not None:
         _check_limit(asked, limit)
-        by_default = next((made[name] for name in _MAX_TOKENS_NAMES if name in made), None)
         if asked.token_limit is None:
-            for name in _MAX_TOKENS_NAMES:
-                made.pop(name, None)
-            made["max_tokens"] = limit if by_default is None else min(limit, by_default)
+            by_default = [made.pop(name) for name in _MAX_TOKENS_NAMES if name in made]
+            made["max_tokens"] = min([limit, *by_default[:1]])
     if resolved.upstream_model != asked.model:
         made["model"] = resolved.upstream_model
     return made
 
 
-def _check_limit(asked: ChatCompletionRequest | CompletionRequest, limit: int) -> None:
-    for param in _MAX_TOKENS_NAMES:  # either: an upstream may know only one of them
+def _defaults(asked: Asked, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the defaults for what a request does not give."""
+    given = {name for name in asked.model_fields_set if getattr(asked, name) is not None}
+    if asked.token_limit is not None:
+        given.update(_MAX_TOKENS_NAMES)
+    return {name: value for name, value in defaults.items() if name not in given}
+
+
+def _check_limit(asked: Asked, limit: int) -> None:
+    """Refuse more tokens than the limit by any name: an upstream may know only one of them."""
+    for param in _MAX_TOKENS_NAMES:
         given = getattr(asked, param, None)
         if given is not None and given > limit:
+            raise _above(param, given, limit)
+    extra = asked.model_extra
+    if extra:
+        _check_others(extra, _OTHER_NAMES, "", limit)
+        for outer in _INNER:
+            if isinstance(inner := extra.get(outer), dict):
+                _check_others(inner, (*_OTHER_NAMES, *_MAX_TOKENS_NAMES), f"{outer}.", limit)
+
+
+def _check_others(values: Mapping[str, Any], names: Iterable[str], where: str, limit: int) -> None:
+    for name in names:
+        given = values.get(name)
+        if given is None:
+            continue
+        param = where + name
+        if isinstance(given, bool) or not isinstance(given, int):
             raise InvalidRequest(
-                f"Invalid '{param}': input should be less than or equal to {limit}, "
-                f"but got {given}.",
+                f"Invalid '{param}': input should be a whole number.",
                 param=param,
-                code=ErrorCode.INTEGER_ABOVE_MAX_VALUE,
+                code=ErrorCode.INVALID_TYPE,
             )
+        if given < 1:  # which means that there is to be no limit
+            raise InvalidRequest(
+                f"Invalid '{param}': input should be greater than or equal to 1.",
+                param=param,
+                code=ErrorCode.INTEGER_BELOW_MIN_VALUE,
+            )
+        if given > limit:
+            raise _above(param, given, limit)
+
+
+def _above(param: str, given: int, limit: int) -> InvalidRequest:
+    return InvalidRequest(
+        f"Invalid '{param}': input should be less than or equal to {limit}, but got {given}.",
+        param=param,
+        code=ErrorCode.INTEGER_ABOVE_MAX_VALUE,
+    )
 
 
 def _no_model() -> InvalidRequest:
@@ -195,8 +278,3 @@ def _lister(model: str, listed: Mapping[str, Sequence[str]]) -> str | None:
         if model in models:
             return name
     return next((name for name, models in listed.items() if not models), None)
-
-
-def _least(left: int | None, right: int | None) -> int | None:
-    both = [limit for limit in (left, right) if limit is not None]
-    return min(both, default=None)
