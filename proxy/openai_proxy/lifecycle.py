@@ -67,6 +67,7 @@ class Lifecycle:
         if self._tracing is not None:
             self._observers.insert(0, self._tracing)  # first: what others log has the trace's id
         self._service = self._new_service(settings)
+        self._retiring: set[Service] = set()
         self._current = Current(self._app(self._service))
         self._backend_url: str | None = None
         self._background: set[asyncio.Task[None]] = set()
@@ -105,7 +106,8 @@ class Lifecycle:
             if supervisor is not None:
                 await supervisor.stop(self._settings.backend_stop_seconds)
         finally:
-            await self._service.close()
+            for service in (self._service, *self._retiring):
+                await service.close()
         if self._tracing is not None:
             self._tracing.close()
         log.info("stopped")
@@ -150,8 +152,13 @@ class Lifecycle:
         self._use(service)
         self._current.app = self._app(service)
         self._watch(service)
-        self._in_background(old.retire())
+        self._retiring.add(old)
+        self._in_background(self._retire(old))
         log.info("reloaded")
+
+    async def _retire(self, service: Service) -> None:
+        await service.retire()
+        self._retiring.discard(service)
 
     def _new_service(self, settings: Settings) -> Service:
         form = error_forms.FORMS[settings.errors]
