@@ -145,7 +145,9 @@ class Assembly:
             table[path] = {"POST": GenerationEndpoint(path, kind, router, running, serving)}
         for path, passed in PASSED.items():
             table[path] = {"POST": PassingEndpoint(path, passed, router, running, serving)}
-        declared = models.build(router, settings.models_cache_seconds)
+        declared = models.build(
+            router, running, settings.models_cache_seconds, settings.request_timeout_seconds
+        )
         paths.add(table | systems.table(table, declared), declared)
 
     async def close(self) -> None:

@@ -22,6 +22,7 @@ from openai_proxy.exchange import exchange_of
 from openai_proxy.routing.retry import read
 from openai_proxy.routing.router import Router
 from openai_proxy.routing.upstream import Upstream
+from openai_proxy.running import Running
 
 TIMEOUT_SECONDS = 10.0
 Objects = list[dict[str, Any]]
@@ -31,26 +32,44 @@ class Catalog:
     """The upstreams' models, kept for a while; owner: the application.
 
     Where one upstream fails, the others' are listed; where all do, the first one's error is told.
+    Invariant: each upstream is asked once at a time; who comes meanwhile waits for that answer.
     """
 
     def __init__(
-        self, router: Router, cache_seconds: float, clock: Callable[[], float] = time.monotonic
+        self,
+        router: Router,
+        running: Running,
+        cache_seconds: float,
+        timeout_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`timeout_seconds` is how long a request waits for a list at most."""
         self._router = router
+        self._running = running
         self._cache_seconds = cache_seconds
+        self._timeout_seconds = timeout_seconds
         self._clock = clock
         self._known: Objects = []
         self._known_until = -1.0
+        self._asking: asyncio.Task[None] | None = None
 
     async def models(self, request_id: str) -> Objects:
         """Return the model objects that clients see; raises ApiError."""
         if self._router.without_upstream:
             return []
         if self._clock() >= self._known_until:
-            found = await self._ask_all(request_id)
-            self._known = self._router.table.listed(found)
-            self._known_until = self._clock() + self._cache_seconds
+            # As a request that runs: a reload closes no connection while it waits.
+            async with self._running.leash(self._timeout_seconds):
+                if self._asking is None or self._asking.done():
+                    self._asking = asyncio.create_task(self._ask_again(request_id))
+                    self._asking.add_done_callback(_take_note)
+                await asyncio.shield(self._asking)  # who leaves does not take it from the others
         return self._known
+
+    async def _ask_again(self, request_id: str) -> None:
+        found = await self._ask_all(request_id)
+        self._known = self._router.table.listed(found)
+        self._known_until = self._clock() + self._cache_seconds
 
     async def _ask_all(self, request_id: str) -> Mapping[str, Objects]:
         upstreams = {name: one for name, one in self._router.upstreams.items() if one is not None}
@@ -76,6 +95,12 @@ class Catalog:
         if fixed is not None:
             return [model_object(model, 0, name) for model in fixed]
         return await objects_of(upstream, request_id)
+
+
+def _take_note(asking: asyncio.Task[None]) -> None:
+    """Take note of how it ended: nobody may be waiting any more."""
+    if not asking.cancelled():
+        asking.exception()
 
 
 async def objects_of(upstream: Upstream, request_id: str = "") -> Objects:
@@ -107,14 +132,16 @@ def _listed(body: bytes) -> Objects | None:
     return [item for item in data if isinstance(item, dict)] if isinstance(data, list) else None
 
 
-def build(router: Router, cache_seconds: float) -> FastAPI:
+def build(
+    router: Router, running: Running, cache_seconds: float, timeout_seconds: float
+) -> FastAPI:
     """Return the application for all paths that are not hot: those declared here, else 404."""
     app = FastAPI(
         title="OpenAI proxy", version=__version__, openapi_url=None, redirect_slashes=False
     )
     for kind in (StarletteHTTPException, ApiError, Exception):
         app.add_exception_handler(kind, _refuse)
-    catalog = Catalog(router, cache_seconds)
+    catalog = Catalog(router, running, cache_seconds, timeout_seconds)
 
     @app.get("/v1/models")
     async def models(request: Request) -> Response:
