@@ -6,7 +6,6 @@ Everything imported here is imported nowhere else at the start.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from pathlib import Path
 
 from yarl import URL
@@ -24,6 +23,7 @@ from openai_proxy.limits import RequestLimits
 from openai_proxy.metrics import Metrics
 from openai_proxy.routing.access import Access
 from openai_proxy.routing.client_tls import ClientTLSContext
+from openai_proxy.routing.connections import ClientOptions, Connections
 from openai_proxy.routing.credentials import Credentials
 from openai_proxy.routing.endpoints import Endpoints, is_address, look_up
 from openai_proxy.routing.headers import HeaderRules
@@ -31,29 +31,20 @@ from openai_proxy.routing.models import Model, ModelTable
 from openai_proxy.routing.retry import RetryPolicy
 from openai_proxy.routing.router import Router
 from openai_proxy.routing.token_client import form_poster
-from openai_proxy.routing.upstream import ClientOptions, Upstream, open_session
+from openai_proxy.routing.upstream import Upstream
 from openai_proxy.running import Running
-
-# For probes and lists of models, which must not wait behind requests
-SIDE_CONNECTIONS = 16
 
 
 class Assembly:
-    """The upstream's client and the endpoints that need it; close it at the end.
+    """The upstreams' clients and the endpoints that need them; close it at the end.
 
     Make it in the event loop; only importing this module may happen elsewhere.
     """
 
     def __init__(self, settings: Settings) -> None:
-        options = ClientOptions(
-            settings.connect_timeout_seconds,
-            settings.read_timeout_seconds,
-            settings.max_upstream_connections,
-            settings.use_env_proxies,
-        )
-        self._session = open_session(options)
-        self._side_session = open_session(replace(options, max_connections=SIDE_CONNECTIONS))
         self._settings = settings
+        self._connections: list[Connections] = []
+        self._to_backend: Connections | None = None
         self._lookups: list[asyncio.Task[None]] = []
         self._accesses: list[Access] = []
 
@@ -75,8 +66,16 @@ class Assembly:
         url = URL(base_url)
         assert url.host is not None
         assert url.port is not None
-        dialect = dialect_of(self._settings.backend_upstream(base_url))
-        return self._upstream(base_url, Endpoints(url.host, url.port, None), dialect)
+        settings = self._settings.backend_upstream(base_url)
+        if self._to_backend is None:
+            self._to_backend = self._connect()  # kept: it may come at another address
+        return Upstream(
+            self._to_backend,
+            base_url,
+            dialect_of(settings),
+            Endpoints(url.host, url.port, None),
+            dialect_name=settings.dialect,
+        )
 
     def _running_upstream(self, settings: UpstreamSettings) -> Upstream:
         """Return an upstream that others run."""
@@ -89,31 +88,39 @@ class Assembly:
         endpoints = Endpoints(url.host, url.port, None if is_fixed else look_up)
         if not is_fixed:
             self._lookups.append(asyncio.create_task(endpoints.run()))
-        access = self._access(settings)
+        connections = self._connect()
+        access = self._access(settings, connections)
         self._accesses.append(access)
-        return self._upstream(settings.url, endpoints, dialect, access)
+        name = settings.name if self._settings.upstreams else None
+        return Upstream(
+            connections, settings.url, dialect, endpoints, access, name, settings.dialect
+        )
 
-    def _access(self, settings: UpstreamSettings) -> Access:
+    def _connect(self) -> Connections:
+        settings = self._settings
+        connections = Connections(
+            ClientOptions(
+                settings.connect_timeout_seconds,
+                settings.read_timeout_seconds,
+                settings.max_upstream_connections,
+                settings.use_env_proxies,
+            )
+        )
+        self._connections.append(connections)
+        return connections
+
+    def _access(self, settings: UpstreamSettings, connections: Connections) -> Access:
         try:
             rules = HeaderRules(settings.headers) if settings.headers is not None else None
             tls = ClientTLSContext(settings.tls, settings.name) if settings.tls else None
             credentials = None
             if settings.credentials is not None:
                 oauth2 = settings.credentials.oauth2
-                post = form_poster(self._side_session, oauth2.tls if oauth2 else None)
+                post = form_poster(connections.side, oauth2.tls if oauth2 else None)
                 credentials = Credentials(settings.credentials, post)
         except (ValueError, OSError) as error:
             raise ConfigError(f"upstream {settings.name}: {error}") from None
         return Access(rules, credentials, tls)
-
-    def _upstream(
-        self,
-        base_url: str,
-        endpoints: Endpoints,
-        dialect: Dialect,
-        access: Access | None = None,
-    ) -> Upstream:
-        return Upstream(self._session, self._side_session, base_url, dialect, endpoints, access)
 
     def add_endpoints(
         self,
@@ -157,8 +164,8 @@ class Assembly:
         await asyncio.gather(*self._lookups, return_exceptions=True)
         for access in self._accesses:
             await access.close()
-        await self._session.close()
-        await self._side_session.close()
+        for connections in self._connections:
+            await connections.close()
 
 
 def check(settings: Settings) -> None:

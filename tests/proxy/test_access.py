@@ -34,6 +34,33 @@ async def test_credentials_and_rules(upstream: StandIn) -> None:
     assert "x-inner-a" not in seen
 
 
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+@pytest.mark.parametrize(
+    ("rules", "seen"),
+    [
+        ({}, {"traceparent": [TRACE], "x-request-id": ["r1"]}),
+        ({"drop": ["traceparent", "x-request-id"]}, {"traceparent": [], "x-request-id": []}),
+        (
+            {"set": {"traceparent": "fixed", "x-request-id": "ours", "host": "there"}},
+            {"traceparent": ["fixed"], "x-request-id": ["ours"], "host": ["there"]},
+        ),
+    ],
+)
+async def test_rules_hold_for_what_the_proxy_adds(
+    upstream: StandIn, rules: dict[str, Any], seen: dict[str, list[str]]
+) -> None:
+    """Headers of the trace, the request's id and the host are dropped and set as any other."""
+    async with harness.proxy(upstream_url=upstream.url, upstream_headers=rules) as proxy:
+        headers = {"traceparent": TRACE, "x-request-id": "r1"}
+        body = {"model": "tiny", "messages": MESSAGES}
+        async with proxy.http.post(proxy.url + CHAT, json=body, headers=headers) as response:
+            assert response.status == 200
+    (asked,) = upstream.requests
+    assert {name: asked.headers.getall(name, []) for name in seen} == seen
+
+
 @pytest.mark.parametrize(
     "settings",
     [

@@ -77,6 +77,16 @@ async def test_a_whole_answer(proxy: Proxy, upstream: StandIn) -> None:
     }
 
 
+async def test_an_upstream_with_a_name(upstream: StandIn) -> None:
+    """An upstream that the configuration names is called by that name."""
+    upstreams = [{"name": "gpu", "url": upstream.url}]
+    async with harness.proxy(upstreams=upstreams) as proxy:
+        with logged() as lines:
+            assert (await proxy.chat())[0] == 200
+            line = await the_line(lines)
+    assert line["upstream"] == "gpu"
+
+
 async def test_a_stream_with_usage(proxy: Proxy, upstream: StandIn) -> None:
     """The tokens of a stream come from its usage chunk; the time to the first byte is told."""
     upstream.respond = streamed(chunk("a"), chunk("b"), USAGE_CHUNK + DONE)

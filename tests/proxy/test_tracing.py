@@ -118,6 +118,21 @@ async def test_spans_of_a_request(traced: Proxy, traces: Collector, upstream: St
 
 
 @needs_packages
+async def test_the_upstream_s_name_and_dialect(traces: Collector, upstream: StandIn) -> None:
+    """A span names an upstream as the configuration does, and tells how it speaks."""
+    upstream.respond = answered_json({"predictions": ["hi"]})
+    upstreams = [{"name": "gpu", "url": upstream.url, "dialect": "kserve-v1"}]
+    async with proxy(upstreams=upstreams, otlp_endpoint=traces.url) as running:
+        async with running.http.post(
+            f"{running.url}/v1/completions", json={"model": "tiny", "prompt": "hi"}
+        ) as response:
+            assert response.status == 200
+        _, (client,) = of(await traces.all_of(2))
+    assert client.attributes["openai_proxy.upstream"] == "gpu"
+    assert client.attributes["gen_ai.provider.name"] == "kserve-v1"
+
+
+@needs_packages
 async def test_the_trace_goes_on(traced: Proxy, traces: Collector, upstream: StandIn) -> None:
     """The caller's trace goes on below the request's span, and upstream below the attempt's."""
     headers = {"traceparent": CALLER, "tracestate": "vendor=1"}

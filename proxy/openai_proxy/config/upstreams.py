@@ -25,7 +25,7 @@ class UpstreamSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Name = Field(description="Name by which models name it; it stands in logs and metrics.")
+    name: Name = Field(description="Name by which models name it; it stands in logs and traces.")
     url: str = Field(
         description="Where it is. Without a path, its dialect's usual one is meant (/v1 for "
         "openai). Over http, all addresses of its name are used, and looked up every second."
@@ -151,7 +151,7 @@ class UpstreamsSettings(BaseModel):
         "as ready and never looks, so that it may scale to zero.",
     )
     max_upstream_connections: int = Field(
-        1000, ge=1, description="Connections to the upstream at most; more requests wait."
+        1000, ge=1, description="Connections to each upstream at most; more requests wait."
     )
     use_env_proxies: bool = Field(
         False, description="Reach the upstream through HTTP_PROXY, HTTPS_PROXY, NO_PROXY."

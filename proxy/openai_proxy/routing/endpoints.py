@@ -98,6 +98,8 @@ class Endpoints:
 
         None: the name has no address.
         """
+        if failed is None and len(self._endpoints) == 1:
+            return self._endpoints[0]
         is_other_known = len(self._endpoints) > (failed is not None)
         if not is_other_known:
             await self.refresh()

@@ -1,4 +1,4 @@
-"""One upstream and the connections to it; the only module that knows the HTTP client.
+"""One upstream: what is sent to it, and how its answers come.
 
 Import it late: the client takes longer to import than all the rest of the proxy.
 """
@@ -6,9 +6,9 @@ Import it late: the client takes longer to import than all the rest of the proxy
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import lru_cache
+from types import TracebackType
 
 import aiohttp
 import structlog
@@ -19,44 +19,15 @@ from openai_proxy.dialects.base import AnswerHead, Dialect, Headers, UpstreamReq
 from openai_proxy.dialects.openai import GENERIC, broken_stream, invalid_response
 from openai_proxy.exchange import Target
 from openai_proxy.routing.access import Access
+from openai_proxy.routing.connections import Connections
 from openai_proxy.routing.endpoints import Endpoint, Endpoints
 
 log = structlog.get_logger("openai_proxy")
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
-# Below the 5 s after which uvicorn, like many, closes an idle connection: a request sent on a
-# connection that is just being closed fails, and cannot always be repeated.
-IDLE_CONNECTION_SECONDS = 4.0
 FINISH_SECONDS = 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class ClientOptions:
-    """How to connect; times in seconds."""
-
-    connect_timeout_seconds: float
-    read_timeout_seconds: float
-    max_connections: int
-    use_env_proxies: bool = False
-
-
-def open_session(options: ClientOptions) -> aiohttp.ClientSession:
-    """Return the one client session: pooled, without cookies; close it at the end."""
-    connector = aiohttp.TCPConnector(
-        limit=options.max_connections, keepalive_timeout=IDLE_CONNECTION_SECONDS
-    )
-    return aiohttp.ClientSession(
-        connector=connector,
-        cookie_jar=aiohttp.DummyCookieJar(),
-        auto_decompress=False,
-        trust_env=options.use_env_proxies,
-        timeout=aiohttp.ClientTimeout(
-            total=None,
-            sock_connect=options.connect_timeout_seconds,
-            sock_read=options.read_timeout_seconds,
-        ),
-        skip_auto_headers=("User-Agent",),
-    )
+# URLs that are kept: making one costs more than all else that is done here for a request.
+_KEPT_URLS = 256
 
 
 class Answer:
@@ -114,24 +85,29 @@ class Upstream:
 
     def __init__(
         self,
-        session: aiohttp.ClientSession,
-        side_session: aiohttp.ClientSession,
+        connections: Connections,
         base_url: str,
         dialect: Dialect,
         endpoints: Endpoints,
         access: Access | None = None,
+        name: str | None = None,
+        dialect_name: str = "openai",
     ) -> None:
+        """`name` is what logs and traces call it: by default the address of its URL."""
         self.base_url = base_url.rstrip("/")
         self.dialect = dialect
-        self._session = session
-        self._side_session = side_session
+        self._connections = connections
         self._endpoints = endpoints
         self._access = access or Access()
         has_path = bool(URL(base_url).path.strip("/"))
         self._api = URL(self.base_url if has_path else self.base_url + dialect.base_path)
         # Where a server has its own endpoints beside OpenAI's: above /v1.
         self._root = URL(str(self._api).removesuffix("/v1"))
-        self.target = Target(self._api.authority, self._api.host or "", self._api.port)
+        self._url = lru_cache(_KEPT_URLS)(self._make_url)
+        self._own_headers = [("accept-encoding", "identity"), ("host", self._api.authority)]
+        self.target = Target(
+            name or self._api.authority, self._api.host or "", self._api.port, dialect_name
+        )
 
     async def choose(self, failed: Endpoint | None = None) -> Endpoint:
         """Return the endpoint for an attempt, if possible another than the one that failed.
@@ -153,134 +129,161 @@ class Upstream:
             return BadGateway(GENERIC, code=ErrorCode.UPSTREAM_ERROR)
         return self.dialect.error(head, body)
 
-    @asynccontextmanager
-    async def post(
+    def post(
         self,
         endpoint: Endpoint,
         request: UpstreamRequest,
         request_id: str,
         from_client: Headers | None = None,
-        trace_headers: Headers | None = None,
-    ) -> AsyncIterator[Answer]:
-        """Send a request and wait for the answer's head; closes the connection unless all was read.
+        trace_headers: Sequence[tuple[str, str]] = (),
+    ) -> Question:
+        """Return a context that sends a request and gives its answer, once that has a head.
 
-        `from_client` are all headers of the client. Raises BadGateway or DeadlineExceeded.
+        `from_client` are all headers of the client.
         """
-        headers = self._access.passed(request.headers, from_client or [])
-        headers = [*headers, *(trace_headers or ())]
-        sent = _Sent("POST", self._url(endpoint, request.path, request.is_at_root), request.body)
-        async with self._shown(self._session, endpoint, sent, headers, request_id) as answer:
-            yield answer
+        return Question(
+            self._connections.requests,
+            self._access,
+            self._endpoints,
+            endpoint,
+            "POST",
+            self._url(endpoint.host, request.path, request.is_at_root),
+            self._headers([*request.headers, *trace_headers], request_id, from_client),
+            request.body,
+        )
 
-    @asynccontextmanager
-    async def get(
+    def get(
         self, endpoint: Endpoint, path: str, timeout_seconds: float, request_id: str = ""
-    ) -> AsyncIterator[Answer]:
+    ) -> Question:
         """As `post`, for what is only read: on connections of its own, so that it never queues.
 
         `path` is not escaped any more.
         """
-        timeout = aiohttp.ClientTimeout(total=timeout_seconds)
-        sent = _Sent("GET", self._url(endpoint, path), None, timeout)
-        headers = self._access.passed([], [])
-        async with self._shown(self._side_session, endpoint, sent, headers, request_id) as answer:
-            yield answer
+        return Question(
+            self._connections.side,
+            self._access,
+            self._endpoints,
+            endpoint,
+            "GET",
+            self._url(endpoint.host, path, False),
+            self._headers([], request_id),
+            timeout=aiohttp.ClientTimeout(total=timeout_seconds),
+        )
 
-    def _url(self, endpoint: Endpoint, path: str, is_at_root: bool = False) -> URL:
+    def _make_url(self, host: str, path: str, is_at_root: bool) -> URL:
         base = self._root if is_at_root else self._api
-        return URL(str(base.with_host(endpoint.host)).rstrip("/") + path, encoded=True)
+        return URL(str(base.with_host(host)).rstrip("/") + path, encoded=True)
 
-    @asynccontextmanager
-    async def _shown(
-        self,
-        session: aiohttp.ClientSession,
-        endpoint: Endpoint,
-        sent: _Sent,
-        headers: Headers,
-        request_id: str,
-    ) -> AsyncIterator[Answer]:
-        """Send with the proxy's own credentials, and once more with new ones where they help."""
-        shown = await self._access.shown()
-        own = [*headers, *self._own_headers(headers, request_id)]
-        async with self._exchange(session, endpoint, sent, _with(own, shown)) as answer:
-            if answer.head.status != 401 or not self._access.may_try_again(shown):
-                yield answer
-                return
-        shown = await self._access.shown()
-        async with self._exchange(session, endpoint, sent, _with(own, shown)) as answer:
-            yield answer
-
-    def _own_headers(self, headers: Headers, request_id: str) -> Headers:
-        own = [("accept-encoding", "identity")]
-        if not any(name == "host" for name, _ in headers):
-            own.append(("host", self._api.authority))
+    def _headers(
+        self, headers: Headers, request_id: str, from_client: Headers | None = None
+    ) -> Headers:
+        """Return what is sent of these and of the proxy's own headers, but for credentials."""
+        headers += self._own_headers
         if request_id:
-            own.append(("x-request-id", request_id))
-        return own
+            headers.append(("x-request-id", request_id))
+        return self._access.passed(headers, from_client or [])
 
-    @asynccontextmanager
-    async def _exchange(
+
+class Question:
+    """One request to an endpoint: a context that gives the answer, whose head has come.
+
+    At its end the connection is closed unless all was read. Entering it raises BadGateway or
+    DeadlineExceeded.
+    """
+
+    __slots__ = (
+        *("_access", "_body", "_endpoint", "_endpoints", "_headers", "_method", "_response"),
+        *("_session", "_timeout", "_url"),
+    )
+
+    def __init__(
         self,
         session: aiohttp.ClientSession,
+        access: Access,
+        endpoints: Endpoints,
         endpoint: Endpoint,
-        sent: _Sent,
+        method: str,
+        url: URL,
         headers: Headers,
-    ) -> AsyncIterator[Answer]:
-        endpoint.num_outstanding += 1
+        body: bytes | None = None,
+        timeout: aiohttp.ClientTimeout | None = None,
+    ) -> None:
+        """`headers` are all but credentials, `timeout` is given where it is not the session's."""
+        self._session = session
+        self._access = access
+        self._endpoints = endpoints
+        self._endpoint = endpoint
+        self._method = method
+        self._url = url
+        self._headers = headers
+        self._body = body
+        self._timeout = timeout or session.timeout
+        self._response: aiohttp.ClientResponse | None = None
+
+    async def __aenter__(self) -> Answer:
+        self._endpoint.num_outstanding += 1
         try:
-            async with _exchange(session, sent, headers, self._access) as answer:
-                yield answer
-        except ApiError as error:
-            if error.code == ErrorCode.UPSTREAM_CONNECTION_FAILED:
-                self._endpoints.avoid(endpoint)
+            shown = await self._access.shown()
+            answer = await self._answer(shown)
+            if answer.head.status == 401 and self._access.may_try_again(shown):
+                self._close()
+                answer = await self._answer(await self._access.shown())
+        except BaseException as error:
+            self._end(error)
             raise
-        finally:
-            endpoint.num_outstanding -= 1
+        return answer
 
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._end(error)
 
-@dataclass(frozen=True, slots=True)
-class _Sent:
-    """A request but for its headers; `timeout` where it is not the session's."""
+    async def _answer(self, shown: Headers) -> Answer:
+        """Send the request with these credentials, and wait for the answer's head."""
+        headers = _with(self._headers, shown) if shown else self._headers
+        access = self._access
+        try:
+            self._response = await self._session.request(
+                self._method,
+                self._url,
+                data=self._body,
+                headers=headers,
+                allow_redirects=False,
+                timeout=self._timeout,
+                ssl=access.context,
+                server_hostname=access.server_name,
+            )
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise _api_error(error) from error
+        except RuntimeError as error:
+            if not self._session.closed:
+                raise
+            raise _unreachable() from error  # other settings hold by now
+        return Answer(self._response)
 
-    method: str
-    url: URL
-    body: bytes | None
-    timeout: aiohttp.ClientTimeout | None = None
+    def _end(self, error: BaseException | None) -> None:
+        if isinstance(error, ApiError) and error.code == ErrorCode.UPSTREAM_CONNECTION_FAILED:
+            self._endpoints.avoid(self._endpoint)
+        self._close()
+        self._endpoint.num_outstanding -= 1
+
+    def _close(self) -> None:
+        """Return the connection to the pool where all was read, close it otherwise.
+
+        So the upstream learns at once that nobody listens any more.
+        """
+        if self._response is not None:
+            self._response.close()
+            self._response = None
 
 
 def _with(headers: Headers, shown: Headers) -> Headers:
     """Return headers with the proxy's own credentials instead of any of the same name."""
     names = {name for name, _ in shown}
     return [*(pair for pair in headers if pair[0] not in names), *shown]
-
-
-@asynccontextmanager
-async def _exchange(
-    session: aiohttp.ClientSession, sent: _Sent, headers: Headers, access: Access
-) -> AsyncIterator[Answer]:
-    try:
-        response = await session.request(
-            sent.method,
-            sent.url,
-            data=sent.body,
-            headers=headers,
-            allow_redirects=False,
-            timeout=sent.timeout or session.timeout,
-            ssl=access.context,
-            server_hostname=access.server_name,
-        )
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        raise _api_error(error) from error
-    except RuntimeError as error:
-        if not session.closed:
-            raise
-        raise _unreachable() from error  # other settings hold by now
-    try:
-        yield Answer(response)
-    finally:
-        # Returns the connection to the pool where all was read, closes it otherwise: so the
-        # upstream learns at once that nobody listens any more.
-        response.close()
 
 
 def _api_error(error: Exception) -> ApiError:
