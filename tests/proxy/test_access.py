@@ -34,6 +34,20 @@ async def test_credentials_and_rules(upstream: StandIn) -> None:
     assert "x-inner-a" not in seen
 
 
+async def test_no_agent_is_made_up(upstream: StandIn) -> None:
+    """The upstream gets the client's user-agent, and none where there is none."""
+    async with harness.proxy(upstream_url=upstream.url) as proxy:
+        body = {"model": "tiny", "messages": MESSAGES}
+        for headers, skipped in ((None, ["user-agent"]), ({"user-agent": "mine/1"}, [])):
+            async with proxy.http.post(
+                proxy.url + CHAT, json=body, headers=headers, skip_auto_headers=skipped
+            ) as response:
+                assert response.status == 200
+    without, with_one = upstream.requests
+    assert without.headers.getall("user-agent", []) == []
+    assert with_one.headers.getall("user-agent") == ["mine/1"]
+
+
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 

@@ -65,14 +65,13 @@ async def test_a_key_from_a_file(tmp_path: Path) -> None:
 
 
 def test_service_key() -> None:
-    """A service key gives token URL, client and API; also as `cf service-key` wraps it."""
+    """A service key gives token URL and client; also as `cf service-key` wraps it."""
     key = service_key("https://t.example.com/")
     wrapped = json.dumps({"credentials": json.loads(key)})
     for text in (key, wrapped):
         client = client_of(OAuth2Settings.model_validate({"service_key": text}))
         assert client.token_url == "https://t.example.com/oauth/token"  # noqa: S105
         assert (client.client_id, client.client_secret) == (CLIENT_ID, SECRET)
-        assert client.api_url == "https://api.ai.example.com"
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from openai_protocol.errors import InvalidRequest, NotFound
 from openai_protocol.requests import ChatCompletionRequest
 from openai_proxy.config import ConfigError, load
 from openai_proxy.routing.models import Model, ModelTable, Resolved, changes
+from openai_proxy.routing.router import Router
 from tests.proxy import harness
 from tests.proxy.harness import (
     COMPLETION,
@@ -65,6 +66,22 @@ def test_only_what_is_allowed() -> None:
     assert caught.value.message == (
         "Model 'big' is not in the allowed list. Available models: small"
     )
+
+
+def test_a_route_is_found_anew_when_lists_change() -> None:
+    """A model that another upstream lists now, or whose upstream has changed, goes there."""
+    first, second, third = object(), object(), object()
+    router = Router()
+    for name, upstream in (("a", first), ("b", second)):
+        router.use(upstream, name)  # type: ignore[arg-type]  # which is never asked
+    router.note_models(("small",), "a")
+    router.note_models(("big",), "b")
+    assert router.route("small").upstream is first
+    router.note_models(("big",), "a")
+    router.note_models(("small",), "b")
+    assert router.route("small").upstream is second
+    router.use(third, "b")  # type: ignore[arg-type]
+    assert router.route("small").upstream is third
 
 
 def limits(table: ModelTable, name: str | None, *there: str) -> tuple[int | None, Any]:

@@ -57,5 +57,4 @@ def _open_session(options: ClientOptions, max_connections: int) -> aiohttp.Clien
             sock_connect=options.connect_timeout_seconds,
             sock_read=options.read_timeout_seconds,
         ),
-        skip_auto_headers=("User-Agent",),
     )

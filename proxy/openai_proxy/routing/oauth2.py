@@ -98,12 +98,11 @@ class OAuth2Settings(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Who fetches a token, and where; `api_url` only from a service key."""
+    """Who fetches a token, and where."""
 
     token_url: str
     client_id: str
     client_secret: str = field(repr=False)
-    api_url: str | None = None
 
 
 def client_of(settings: OAuth2Settings) -> Client:
@@ -145,15 +144,8 @@ def _from_service_key(text: str, what: str) -> Client:
         if not isinstance(entry, str) or not entry:
             raise ValueError(f"{what}: the service key has no {name!r}")
         found[name] = entry
-    urls = value.get("serviceurls")
-    api_url = urls.get("AI_API_URL") if isinstance(urls, dict) else None
     url = found["url"].rstrip("/").removesuffix("/oauth/token")
-    return Client(
-        _token_url(f"{url}/oauth/token"),
-        found["clientid"],
-        found["clientsecret"],
-        api_url.rstrip("/") if isinstance(api_url, str) and api_url else None,
-    )
+    return Client(_token_url(f"{url}/oauth/token"), found["clientid"], found["clientsecret"])
 
 
 def _token_url(text: str) -> str:

@@ -69,7 +69,6 @@ class RetryPolicy:
         return failure.code in _CONNECTION
 
 
-NO_RETRY = RetryPolicy(max_retries=0)
 ONE_RETRY = RetryPolicy(max_retries=1)
 
 
@@ -100,9 +99,10 @@ async def with_retries(
             if not policy.max_retries or not can_retry():
                 raise error from None
             wait = policy.wait(num_failed, failure, chance())
-            if wait is None or num_failed > policy.max_retries:
-                if num_failed > policy.max_retries and wait is not None:
-                    error.should_retry = False
+            if wait is None:
+                raise error from None
+            if num_failed > policy.max_retries:
+                error.should_retry = False
                 raise error from None
             log.debug("retrying", endpoint=endpoint.host, code=str(error.code), wait_seconds=wait)
         on_retry()

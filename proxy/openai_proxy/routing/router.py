@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from openai_proxy.routing.upstream import Upstream
 
 RETRY_AFTER_SECONDS = 2.0
+_KEPT_ROUTES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class Router:
         self._upstreams: dict[str, Upstream | None] = {}
         self._listed: dict[str, tuple[str, ...]] = {}
         self.fixed: dict[str, tuple[str, ...]] = {}  # models of those that are not asked for them
+        self._routes: dict[str | None, Route] = {}  # those that were found, while all else holds
 
     def use(
         self,
@@ -48,6 +50,7 @@ class Router:
 
         `models`: it serves these, and is not asked what it lists.
         """
+        self._routes.clear()
         self._upstreams[name] = upstream
         self._listed.setdefault(name, models)
         if models:
@@ -56,6 +59,7 @@ class Router:
     def note_models(self, models: tuple[str, ...], name: str = DEFAULT_UPSTREAM) -> None:
         """Take note of what an upstream lists."""
         if name not in self.fixed:
+            self._routes.clear()
             self._listed[name] = models
 
     @property
@@ -68,6 +72,15 @@ class Router:
 
         Raises Unavailable while there is none, NotFound for a model that nobody may use or has.
         """
+        known = self._routes.get(model)
+        if known is not None:
+            return known
+        route = self._find(model)
+        if len(self._routes) < _KEPT_ROUTES:
+            self._routes[model] = route
+        return route
+
+    def _find(self, model: str | None) -> Route:
         if self.without_upstream:
             raise Unavailable("There is no model here yet.", code=ErrorCode.MODEL_NOT_READY)
         if not self._upstreams:

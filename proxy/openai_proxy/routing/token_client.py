@@ -26,6 +26,7 @@ def form_poster(session: aiohttp.ClientSession, tls: ClientTLS | None = None) ->
                 url,
                 data=form,
                 headers={"accept-encoding": "identity", **headers},
+                skip_auto_headers=("User-Agent",),
                 allow_redirects=False,  # a secret goes where the settings say, and nowhere else
                 timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS),
                 ssl=True if context is None else context.current(),

@@ -28,6 +28,8 @@ MAX_ANSWER_BYTES = 64 * 1024 * 1024
 FINISH_SECONDS = 0.2
 # URLs that are kept: making one costs more than all else that is done here for a request.
 _KEPT_URLS = 256
+# What the HTTP client would add; leaving it out takes time, and is not needed where it is sent.
+_NOT_ADDED = ("User-Agent",)
 
 
 class Answer:
@@ -94,13 +96,13 @@ class Upstream:
         dialect_name: str = "openai",
     ) -> None:
         """`name` is what logs and traces call it: by default the address of its URL."""
-        self.base_url = base_url.rstrip("/")
         self.dialect = dialect
         self._connections = connections
         self._endpoints = endpoints
         self._access = access or Access()
+        base_url = base_url.rstrip("/")
         has_path = bool(URL(base_url).path.strip("/"))
-        self._api = URL(self.base_url if has_path else self.base_url + dialect.base_path)
+        self._api = URL(base_url if has_path else base_url + dialect.base_path)
         # Where a server has its own endpoints beside OpenAI's: above /v1.
         self._root = URL(str(self._api).removesuffix("/v1"))
         self._url = lru_cache(_KEPT_URLS)(self._make_url)
@@ -125,7 +127,7 @@ class Upstream:
         Where the proxy shows credentials of its own, their refusal is none of the client's.
         """
         if head.status in (401, 403) and self._access.has_own_key:
-            log.error("upstream_refused_credentials", upstream=self.base_url, status=head.status)
+            log.error("upstream_refused_credentials", upstream=self.target.name, status=head.status)
             return BadGateway(GENERIC, code=ErrorCode.UPSTREAM_ERROR)
         return self.dialect.error(head, body)
 
@@ -245,12 +247,14 @@ class Question:
         """Send the request with these credentials, and wait for the answer's head."""
         headers = _with(self._headers, shown) if shown else self._headers
         access = self._access
+        has_agent = "user-agent" in [name for name, _ in headers]
         try:
             self._response = await self._session.request(
                 self._method,
                 self._url,
                 data=self._body,
                 headers=headers,
+                skip_auto_headers=None if has_agent else _NOT_ADDED,
                 allow_redirects=False,
                 timeout=self._timeout,
                 ssl=access.context,
