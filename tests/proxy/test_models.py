@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from openai_protocol.errors import InvalidRequest, NotFound
-from openai_protocol.requests import ChatCompletionRequest
+from openai_protocol.requests import ChatCompletionRequest, CompletionRequest
 from openai_proxy.config import ConfigError, load
 from openai_proxy.routing.models import Model, ModelTable, Resolved, changes
 from openai_proxy.routing.router import Router
@@ -201,6 +201,16 @@ def test_no_other_name_escapes_the_limit(fields: dict[str, Any], param: str) -> 
         _changes(fields, max_tokens=9)
     assert caught.value.param == param
     assert _changes(fields) == {}
+
+
+@pytest.mark.parametrize("number", ["10", 10, -1, True, 2.5, [10]])
+def test_a_field_of_chats_in_a_text_completion(number: object) -> None:
+    """A text completion has no such field, but its upstream may: it is held to the limit, too."""
+    fields = {"model": "m", "prompt": "hi", "max_completion_tokens": number}
+    asked = CompletionRequest.model_validate(fields)
+    with pytest.raises(InvalidRequest) as caught:
+        changes(asked, Resolved("m", "u", "m", {}, 9))
+    assert caught.value.param == "max_completion_tokens"
 
 
 def test_other_names_within_the_limit() -> None:

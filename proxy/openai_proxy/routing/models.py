@@ -17,7 +17,10 @@ _MAX_LISTED = 20
 _MAX_TOKENS_NAMES = ("max_completion_tokens", "max_tokens")
 # What servers call the same, and the objects in which some have it: all of it passes to upstreams
 # that speak OpenAI's protocol, and llama-server, for one, reads its own name first.
-_OTHER_NAMES = ("n_predict", "num_predict", "max_new_tokens", "max_output_tokens", "max_length")
+_ALL_NAMES = (
+    *_MAX_TOKENS_NAMES,
+    *("n_predict", "num_predict", "max_new_tokens", "max_output_tokens", "max_length"),
+)
 _INNER = ("options", "parameters", "sampling_params")
 
 
@@ -217,20 +220,17 @@ def _defaults(asked: Asked, defaults: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_limit(asked: Asked, limit: int) -> None:
     """Refuse more tokens than the limit by any name: an upstream may know only one of them."""
-    for param in _MAX_TOKENS_NAMES:
-        given = getattr(asked, param, None)
-        if given is not None and given > limit:
-            raise _above(param, given, limit)
+    _check_numbers(vars(asked), "", limit)
     extra = asked.model_extra
     if extra:
-        _check_others(extra, _OTHER_NAMES, "", limit)
+        _check_numbers(extra, "", limit)
         for outer in _INNER:
             if isinstance(inner := extra.get(outer), dict):
-                _check_others(inner, (*_OTHER_NAMES, *_MAX_TOKENS_NAMES), f"{outer}.", limit)
+                _check_numbers(inner, f"{outer}.", limit)
 
 
-def _check_others(values: Mapping[str, Any], names: Iterable[str], where: str, limit: int) -> None:
-    for name in names:
+def _check_numbers(values: Mapping[str, Any], where: str, limit: int) -> None:
+    for name in _ALL_NAMES:
         given = values.get(name)
         if given is None:
             continue
@@ -248,15 +248,12 @@ def _check_others(values: Mapping[str, Any], names: Iterable[str], where: str, l
                 code=ErrorCode.INTEGER_BELOW_MIN_VALUE,
             )
         if given > limit:
-            raise _above(param, given, limit)
-
-
-def _above(param: str, given: int, limit: int) -> InvalidRequest:
-    return InvalidRequest(
-        f"Invalid '{param}': input should be less than or equal to {limit}, but got {given}.",
-        param=param,
-        code=ErrorCode.INTEGER_ABOVE_MAX_VALUE,
-    )
+            raise InvalidRequest(
+                f"Invalid '{param}': input should be less than or equal to {limit}, "
+                f"but got {given}.",
+                param=param,
+                code=ErrorCode.INTEGER_ABOVE_MAX_VALUE,
+            )
 
 
 def _no_model() -> InvalidRequest:
