@@ -9,13 +9,14 @@ import pytest
 from aiohttp import web
 
 from openai_protocol.errors import ApiError, BadGateway
-from openai_proxy.api.models import Catalog
 from openai_proxy.config import load
+from openai_proxy.routing import model_lists
+from openai_proxy.routing.model_lists import ModelLists
 from openai_proxy.routing.router import Router
 from openai_proxy.routing.upstream import Upstream
 from openai_proxy.running import Running
 from tests.proxy import harness
-from tests.proxy.harness import StandIn, until
+from tests.proxy.harness import StandIn, answered_json, until
 
 
 class Hanging:
@@ -89,12 +90,40 @@ async def test_a_list_has_a_deadline(upstream: StandIn, hanging: Hanging) -> Non
     assert body["error"]["message"] == "The request took longer than 0.2 seconds."
 
 
+async def _ids(proxy: harness.Proxy) -> set[str]:
+    status, body = await proxy.get("/v1/models")
+    assert status == 200
+    return {item["id"] for item in body["data"]}
+
+
+async def test_a_slow_upstream_holds_up_no_list(
+    upstream: StandIn, hanging: Hanging, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is slow is waited for a while, and once; it is listed when it has answered."""
+    monkeypatch.setattr(model_lists, "PATIENCE_SECONDS", 0.1)
+    async with harness.upstream() as other:
+        other.models = answered_json({"object": "list", "data": [{"id": "other"}]})
+        upstreams = [{"name": "a", "url": upstream.url}, {"name": "b", "url": other.url}]
+        async with harness.proxy(upstreams=upstreams, models_cache_seconds=0) as proxy:
+            assert await _ids(proxy) == {"other"}
+            assert await _ids(proxy) == {"other"}
+            assert hanging.num_asked == 1
+            hanging.go_on.set()
+            await until(lambda: _has(proxy, {"tiny", "other"}))
+            hanging.go_on.clear()
+            assert await _ids(proxy) == {"tiny", "other"}  # what it had last
+
+
+async def _has(proxy: harness.Proxy, names: set[str]) -> bool:
+    return await _ids(proxy) == names
+
+
 async def test_a_failure_is_each_ones_and_is_not_kept() -> None:
     """All who wait are told of a failure; the next one asks again."""
     num_asked = 0
 
-    class Failing(Catalog):
-        async def _ask(
+    class Failing(ModelLists):
+        async def _objects(
             self, name: str, upstream: Upstream, request_id: str
         ) -> list[dict[str, object]]:
             nonlocal num_asked
@@ -104,11 +133,11 @@ async def test_a_failure_is_each_ones_and_is_not_kept() -> None:
 
     router = Router()
     router.use(object())  # type: ignore[arg-type]  # which is never asked
-    catalog = Failing(router, Running(), 2, 600)
-    asked = [asyncio.create_task(catalog.models("r")) for _ in range(3)]
+    lists = Failing(router, Running(), 2, 600)
+    asked = [asyncio.create_task(lists.models("r")) for _ in range(3)]
     found = await asyncio.gather(*asked, return_exceptions=True)
     assert all(isinstance(error, ApiError) for error in found)
     assert num_asked == 1
     with pytest.raises(BadGateway):
-        await catalog.models("r")
+        await lists.models("r")
     assert num_asked == 2
