@@ -133,7 +133,9 @@ class Assembly:
         settings = self._settings
         serving = Serving(
             timeout_seconds=settings.request_timeout_seconds,
-            limits=RequestLimits(settings.max_json_depth, settings.max_messages),
+            limits=RequestLimits(
+                settings.max_json_depth, settings.max_messages, settings.max_json_values
+            ),
             keepalive_seconds=settings.keepalive_seconds,
             retries=RetryPolicy(
                 settings.max_retries,
@@ -155,7 +157,7 @@ class Assembly:
         declared = models.build(
             router, running, settings.models_cache_seconds, settings.request_timeout_seconds
         )
-        paths.add(table | systems.table(table, declared), declared)
+        paths.add(table | systems.table(table, declared, serving.limits), declared)
 
     async def close(self) -> None:
         """Close all connections to upstreams."""

@@ -10,15 +10,22 @@ import re
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from pydantic import BaseModel
 from pydantic_core import from_json
 
 from openai_protocol.errors import ErrorCode, InvalidRequest, RateLimited
-from openai_protocol.requests import MAX_MESSAGES, ChatCompletionRequest, CompletionRequest, Message
+from openai_protocol.requests import MAX_MESSAGES, ChatCompletionRequest
 from openai_protocol.validation import parse_request
+from openai_proxy.json_shape import (
+    MAX_JSON_DEPTH,
+    MAX_JSON_VALUES,
+    NUMBERS_PER_VALUE,
+    ShapeLimits,
+)
 from openai_proxy.middleware import App, Receive, Scope, Send
 
 RETRY_AFTER_SECONDS = 2.0
-Asked = TypeVar("Asked", bound=ChatCompletionRequest | CompletionRequest)
+Parsed = TypeVar("Parsed", bound=BaseModel)
 
 
 class LimitConcurrency:
@@ -54,45 +61,69 @@ class LimitConcurrency:
 
 @dataclass(frozen=True, slots=True)
 class RequestLimits:
-    """Parses a body within limits: how deep it is nested, how many messages it has.
+    """Parses bodies within limits: how many values, how deep they are nested, how many messages.
 
     What upstreams read differently is refused, too: two fields of one name, of which one server
     takes the first and another the last, or names that only some take for the same.
     """
 
-    max_json_depth: int = 64
+    max_json_depth: int = MAX_JSON_DEPTH
     max_messages: int = MAX_MESSAGES
+    max_json_values: int = MAX_JSON_VALUES
 
-    def parse(self, model: type[Asked], body: bytes) -> Asked:
+    def parse(self, model: type[Parsed], body: bytes) -> Parsed:
         """Return the checked request; raises InvalidRequest that names the field.
 
-        The parser has bounds of its own (200 levels): what it took can be looked at.
+        What costs much is asked of the bytes first; the parser has bounds of its own, too (200
+        levels).
         """
+        shape = ShapeLimits(self.max_json_values, self.max_json_depth).look_at(body)
+        if shape.is_too_long:
+            raise self._too_many()
         _refuse_constants(body)
         asked = parse_request(model, body)
-        self.check_depth(asked.model_extra or {})
-        if isinstance(asked, ChatCompletionRequest):
-            self._check_messages(asked.messages)
+        if shape.is_too_deep:
+            self._refuse_depth(asked)
+        if isinstance(asked, ChatCompletionRequest) and len(asked.messages) > self.max_messages:
+            raise self._too_many_messages(len(asked.messages))
         _refuse_other_spellings(asked)
         if _may_have_twins(body, asked.model_fields_set):
             _refuse_twins(body)
         return asked
 
-    def check_depth(self, value: Any, depth: int = 1, param: str | None = None) -> None:
-        """Raise InvalidRequest where decoded JSON is nested too deeply.
+    def _too_many(self) -> InvalidRequest:
+        return InvalidRequest(
+            f"Invalid request body: it has more than {self.max_json_values} lists, objects and "
+            f"texts, or more than {self.max_json_values * NUMBERS_PER_VALUE} values in all.",
+            code=ErrorCode.INVALID_VALUE,
+        )
 
-        `depth` is that of the value itself: 1 for a whole body.
-        """
-        where = "request body" if param is None else f"'{param}'"
-        level = [value] if isinstance(value, (dict, list)) else []
+    def _too_many_messages(self, num_messages: int) -> InvalidRequest:
+        return InvalidRequest(
+            f"Invalid 'messages': at most {self.max_messages} messages may be sent, but got "
+            f"{num_messages}.",
+            param="messages",
+            code=ErrorCode.ARRAY_ABOVE_MAX_LENGTH,
+        )
+
+    def _refuse_depth(self, asked: BaseModel) -> None:
+        """Raise InvalidRequest that says where the request is nested too deeply."""
+        self._check_depth(asked.model_extra or {})
+        if isinstance(asked, ChatCompletionRequest):
+            for at, message in enumerate(asked.messages):
+                self._check_depth(message.model_extra or {}, 3, f"messages[{at}]")
+                if isinstance(message.content, list):
+                    for part in message.content:
+                        extra = part.model_extra or {}
+                        self._check_depth(extra, 5, f"messages[{at}].content")
+        raise self._too_deep(None)
+
+    def _check_depth(self, value: Any, depth: int = 1, param: str | None = None) -> None:
+        """Raise InvalidRequest where decoded JSON, itself at this depth, is nested too deeply."""
+        level = [value]
         while level:
             if depth > self.max_json_depth:
-                raise InvalidRequest(
-                    f"Invalid {where}: lists and objects are nested more than "
-                    f"{self.max_json_depth} deep.",
-                    param=param,
-                    code=ErrorCode.INVALID_VALUE,
-                )
+                raise self._too_deep(param)
             depth += 1
             level = [
                 inner
@@ -101,20 +132,13 @@ class RequestLimits:
                 if isinstance(inner, (dict, list))
             ]
 
-    def _check_messages(self, messages: list[Message]) -> None:
-        if len(messages) > self.max_messages:
-            raise InvalidRequest(
-                f"Invalid 'messages': at most {self.max_messages} messages may be sent, but got "
-                f"{len(messages)}.",
-                param="messages",
-                code=ErrorCode.ARRAY_ABOVE_MAX_LENGTH,
-            )
-        for at, message in enumerate(messages):
-            if message.model_extra:
-                self.check_depth(message.model_extra, 3, f"messages[{at}]")
-            if isinstance(message.content, list):
-                for part in message.content:
-                    self.check_depth(part.model_extra, 5, f"messages[{at}].content")
+    def _too_deep(self, param: str | None) -> InvalidRequest:
+        where = "request body" if param is None else f"'{param}'"
+        return InvalidRequest(
+            f"Invalid {where}: lists and objects are nested more than {self.max_json_depth} deep.",
+            param=param,
+            code=ErrorCode.INVALID_VALUE,
+        )
 
 
 def _refuse_constants(body: bytes) -> None:
@@ -130,7 +154,7 @@ def _refuse_constants(body: bytes) -> None:
         ) from None
 
 
-def _refuse_other_spellings(asked: ChatCompletionRequest | CompletionRequest) -> None:
+def _refuse_other_spellings(asked: BaseModel) -> None:
     known = type(asked).model_fields
     for name in asked.model_extra or ():
         meant = name.casefold()
@@ -144,10 +168,13 @@ def _refuse_other_spellings(asked: ChatCompletionRequest | CompletionRequest) ->
 
 # A letter that is written as an escape: no encoder does so.
 _ESCAPED_LETTER = re.compile(rb"\\u00[4-7]")
+_MAX_LOOKED_THROUGH = 16 * 1024 * 1024  # bytes, over all names
 
 
 def _may_have_twins(body: bytes, names: set[str]) -> bool:
     """Tell whether a field may be given twice; quick, and seldom wrong."""
+    if len(names) * len(body) > _MAX_LOOKED_THROUGH:
+        return True  # to parse it once more takes no longer
     for name in names:
         quoted = b'"%s"' % name.encode()
         if body.count(quoted) != 1 and (len(re.findall(re.escape(quoted) + rb"\s*:", body)) != 1):

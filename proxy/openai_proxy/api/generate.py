@@ -16,10 +16,10 @@ from pydantic import Field
 from pydantic_core import from_json
 
 from openai_protocol.requests import ChatCompletionRequest, GenerationRequest
-from openai_protocol.validation import parse_request
 from openai_proxy.api.translation import Json, Translated
 from openai_proxy.dialects.base import CHAT, COMPLETIONS
 from openai_proxy.dialects.openai import invalid_response
+from openai_proxy.limits import RequestLimits
 from openai_proxy.middleware import App
 
 GENERATE = "/api/generate"
@@ -44,29 +44,26 @@ class ChatRequest(ChatCompletionRequest):
     n: int | None = Field(None, ge=1, le=1)
 
 
-def endpoints(generating: Mapping[str, App]) -> dict[str, App]:
+def endpoints(generating: Mapping[str, App], limits: RequestLimits) -> dict[str, App]:
     """Return the endpoints by their paths, over those that `generating` has under OpenAI's."""
     completions, chat = generating[COMPLETIONS], generating[CHAT]
+
+    def generate(body: bytes) -> bytes:
+        limits.parse(GenerateRequest, body)
+        return body
+
+    def generate_stream(body: bytes) -> bytes:
+        return json.dumps(from_json(generate(body)) | {"stream": True}, ensure_ascii=False).encode()
+
+    def converse(body: bytes) -> bytes:
+        limits.parse(ChatRequest, body)
+        return body
+
     return {
-        GENERATE: Translated(completions, _generate, text_answer, text_events),
-        GENERATE_STREAM: Translated(completions, _generate_stream, text_answer, text_events),
-        API_CHAT: Translated(chat, _chat, message_answer, text_events),
+        GENERATE: Translated(completions, generate, text_answer, text_events),
+        GENERATE_STREAM: Translated(completions, generate_stream, text_answer, text_events),
+        API_CHAT: Translated(chat, converse, message_answer, text_events),
     }
-
-
-def _generate(body: bytes) -> bytes:
-    parse_request(GenerateRequest, body)
-    return body
-
-
-def _generate_stream(body: bytes) -> bytes:
-    parse_request(GenerateRequest, body)
-    return json.dumps(from_json(body) | {"stream": True}, ensure_ascii=False).encode()
-
-
-def _chat(body: bytes) -> bytes:
-    parse_request(ChatRequest, body)
-    return body
 
 
 def text_answer(completion: Json) -> bytes:

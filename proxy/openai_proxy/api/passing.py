@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import from_json
 
 from openai_protocol.errors import ErrorCode, InvalidRequest
-from openai_protocol.validation import parse_request
 from openai_proxy.api.openai import Serving, ask, request_headers
 from openai_proxy.dialects.base import Call, Dialect
 from openai_proxy.exchange import exchange_of
@@ -84,7 +83,7 @@ class PassingEndpoint:
         async with self._running.leash(self._serving.timeout_seconds) as leash:
             body = await read_body(receive)
             leash.watch(receive)
-            asked = parse_request(self._request_model, body)
+            asked = self._serving.limits.parse(self._request_model, body)
             exchange.model = asked.model
             route = self._router.route(asked.model)
             call = self._call(asked, body, route, scope)

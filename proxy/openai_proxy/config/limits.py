@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, Field
 
 from openai_protocol.requests import MAX_MESSAGES
+from openai_proxy.json_shape import MAX_JSON_DEPTH, MAX_JSON_VALUES, NUMBERS_PER_VALUE
 
 
 class LimitsSettings(BaseModel):
@@ -13,10 +14,16 @@ class LimitsSettings(BaseModel):
     # Five levels are what a message of several parts needs; the parser itself goes no deeper than
     # 200.
     max_json_depth: int = Field(
-        64,
+        MAX_JSON_DEPTH,
         ge=5,
         le=200,
         description="How deep lists and objects of a request's body may stand in each other.",
+    )
+    max_json_values: int = Field(
+        MAX_JSON_VALUES,
+        ge=1024,
+        description="Lists, objects and texts that a request's body may have, keys among them; "
+        f"with numbers, as in lists of tokens, {NUMBERS_PER_VALUE} times as many.",
     )
     max_messages: int = Field(
         MAX_MESSAGES, ge=1, le=MAX_MESSAGES, description="Messages that a request may have."
