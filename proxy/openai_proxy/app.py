@@ -78,7 +78,9 @@ class Paths:
             await endpoint(scope, receive, send)
         else:
             assert self._declared is not None
-            await self._declared(scope, receive, send)
+            # The server leaves the body out of what it sends for HEAD.
+            asked = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+            await self._declared(asked, receive, send)
 
     async def _completion(self) -> None:
         try:
@@ -129,5 +131,5 @@ def build(
         limited = RequireClientCertificate(limited, PROBE_PATHS)
     edge: App = RenderErrors(limited, form)
     if settings.cors is not None:
-        edge = AllowOrigins(edge, settings.cors)
+        edge = AllowOrigins(edge, settings.cors, form)
     return Observe(CloseWhileDraining(edge, is_draining), observers)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from openai_protocol.errors import ErrorCode, InvalidRequest
-from openai_proxy.error_forms import form_of
+from openai_proxy.error_forms import ErrorForm
 from openai_proxy.exchange import exchange_of
 from openai_proxy.middleware import App, Message, Receive, Scope, Send, send_error
 
@@ -65,8 +65,10 @@ class AllowOrigins:
     from the page. (Who may use the server is decided by keys, not by what a browser says.)
     """
 
-    def __init__(self, app: App, cors: Cors) -> None:
+    def __init__(self, app: App, cors: Cors, form: ErrorForm) -> None:
+        """`form` is that of a refused preflight: it comes before all that renders errors."""
         self._app = app
+        self._form = form
         self._is_for_any = ANY in cors.origins
         self._pattern = _pattern([origin for origin in cors.origins if origin != ANY])
         self._credentials = (
@@ -117,7 +119,7 @@ class AllowOrigins:
                 code=ErrorCode.ORIGIN_NOT_ALLOWED,
             )
             exchange_of(scope).error_code = str(error.code)
-            await send_error(send, error, form_of(scope))
+            await send_error(send, error, self._form)
             return
         headers = [
             *allowed,

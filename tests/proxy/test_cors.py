@@ -8,6 +8,7 @@ import pytest
 
 from openai_proxy.config import ConfigError, load
 from openai_proxy.cors import AllowOrigins
+from openai_proxy.error_forms import FORMS
 from openai_proxy.exchange import Exchange, attach
 from openai_proxy.flags import parse
 from openai_proxy.middleware import Message, Receive, Scope, Send
@@ -83,6 +84,31 @@ async def test_preflight_of_another_origin(upstream: StandIn) -> None:
             assert response.status == 403
             assert (await response.json())["error"]["code"] == "origin_not_allowed"
             assert "access-control-allow-origin" not in response.headers
+
+
+@pytest.mark.parametrize(
+    ("errors", "error"),
+    [
+        ("openai", {"type": "invalid_request_error", "code": "origin_not_allowed"}),
+        ("seed", {"type": "invalid_request_error", "code": "ORIGIN_NOT_ALLOWED"}),
+        ("flat", None),
+    ],
+)
+async def test_a_refused_preflight_has_the_chosen_form(
+    upstream: StandIn, errors: str, error: dict[str, str] | None
+) -> None:
+    """What refuses a preflight is told in the form that the setting names, as all errors are."""
+    settings = {"cors_allow_origins": PAGE, "errors": errors}
+    async with harness.proxy(upstream_url=upstream.url, **settings) as proxy:
+        asked = {"origin": "https://evil.example", "access-control-request-method": "POST"}
+        async with proxy.http.options(proxy.url + CHAT, headers=asked) as response:
+            assert response.status == 403
+            body = await response.json()
+    if error is None:
+        assert body["code"] == "ORIGIN_NOT_ALLOWED"
+        assert isinstance(body["error"], str)
+    else:
+        assert {name: body["error"][name] for name in error} == error
 
 
 async def test_requested_headers_are_names(upstream: StandIn) -> None:
@@ -201,9 +227,8 @@ async def test_origins(setting: str, origin: str, is_allowed: bool) -> None:
     """An origin is allowed when it is listed, or fits a pattern as a whole."""
     cors = load({**URL, "cors_allow_origins": setting}).cors
     assert cors is not None
-    assert await status_of_preflight(AllowOrigins(unreachable, cors), origin) == (
-        204 if is_allowed else 403
-    )
+    app = AllowOrigins(unreachable, cors, FORMS["openai"])
+    assert await status_of_preflight(app, origin) == (204 if is_allowed else 403)
 
 
 async def unreachable(scope: Scope, receive: Receive, send: Send) -> None:

@@ -9,6 +9,7 @@ from aiohttp import web
 
 from tests.proxy import harness
 from tests.proxy.harness import (
+    CHAT,
     DONE,
     Proxy,
     StandIn,
@@ -146,8 +147,21 @@ async def test_metrics(proxy: Proxy, upstream: StandIn, path: str) -> None:
     assert "openai_proxy_ready 1.0" in lines
 
 
-async def test_head(proxy: Proxy) -> None:
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/", "/health", "/health/live", "/health/ready", "/v1/health", "/metrics"),
+        *("/docs", "/swagger-ui", "/swagger-ui/", "/openapi.json", "/api/models"),
+        *("/v1/models", "/v1/models/tiny", "/v1/models/other", "/nowhere", CHAT),
+    ],
+)
+async def test_head(proxy: Proxy, path: str) -> None:
     """HEAD is answered as GET, without a body."""
-    async with proxy.http.head(f"{proxy.url}/health/ready") as response:
-        assert response.status == 200
-        assert await response.read() == b""
+    answers = []
+    for method in ("GET", "HEAD"):
+        url = proxy.url + path
+        async with proxy.http.request(method, url, allow_redirects=False) as response:
+            has_body = bool(await response.read())
+            answers.append((response.status, response.headers.get("content-type")))
+    assert answers[0] == answers[1]
+    assert not has_body
