@@ -16,7 +16,7 @@ from openai_proxy.config import Settings
 from openai_proxy.cors import AllowOrigins
 from openai_proxy.error_forms import FORMS, ErrorForm
 from openai_proxy.exchange import Observer, exchange_of
-from openai_proxy.limits import LimitConcurrency
+from openai_proxy.limits import Concurrency, LimitConcurrency
 from openai_proxy.metrics import Metrics
 from openai_proxy.middleware import (
     App,
@@ -122,11 +122,15 @@ def build(
     observers: Sequence[Observer],
     settings: Settings,
     is_draining: Callable[[], bool],
+    concurrency: Concurrency,
     form: ErrorForm = _OPENAI,
 ) -> App:
-    """Return the application: the middleware around the paths."""
+    """Return the application: the middleware around the paths.
+
+    `concurrency` counts what runs, also what began under other settings.
+    """
     limited: App = LimitBody(paths, settings.max_body_bytes)
-    limited = LimitConcurrency(limited, settings.max_concurrent_requests)
+    limited = LimitConcurrency(limited, settings.max_concurrent_requests, concurrency)
     if settings.tls_client_ca_file is not None:
         limited = RequireClientCertificate(limited, PROBE_PATHS)
     edge: App = RenderErrors(limited, form)

@@ -22,6 +22,7 @@ from openai_proxy.access_log import AccessLog
 from openai_proxy.banner import banner
 from openai_proxy.config import Settings
 from openai_proxy.exchange import Observer
+from openai_proxy.limits import Concurrency
 from openai_proxy.metrics import Metrics
 from openai_proxy.middleware import App
 from openai_proxy.running import Running
@@ -61,9 +62,9 @@ class Lifecycle:
         self._state.follow(settings)
         self._metrics = Metrics(lambda: self._state.models, settings.metrics_namespace)
         self._running = Running()
+        self._concurrency = Concurrency()
         self._tracing = self._start_tracing()
-        access_log = AccessLog(app.HEALTH_ROUTES, settings.access_log, settings.access_log_sample)
-        self._observers: list[Observer] = [self._metrics, access_log]
+        self._observers: list[Observer] = [self._metrics]
         if self._tracing is not None:
             self._observers.insert(0, self._tracing)  # first: what others log has the trace's id
         self._service = self._new_service(settings)
@@ -143,6 +144,8 @@ class Lifecycle:
             await service.build(self._backend_url)
             if settings.probe_interval_seconds:
                 await service.look(FIRST_LOOK_SECONDS)
+            if not settings.logs_as(self._settings):
+                await asyncio.to_thread(logging.configure, settings)
         except BaseException:
             await service.close()
             raise
@@ -166,12 +169,15 @@ class Lifecycle:
         return Service(settings, paths, self._running, self._metrics, self._on_readiness)
 
     def _app(self, service: Service) -> App:
+        settings = service.settings
+        access_log = AccessLog(app.HEALTH_ROUTES, settings.access_log, settings.access_log_sample)
         return app.build(
             service.paths,
-            self._observers,
-            service.settings,
+            [*self._observers, access_log],
+            settings,
             lambda: self._state.is_draining,
-            error_forms.FORMS[service.settings.errors],
+            self._concurrency,
+            error_forms.FORMS[settings.errors],
         )
 
     async def _serve(self) -> None:

@@ -40,6 +40,7 @@ class Service:
         self.is_built = asyncio.Event()
         self.assembly: Assembly | None = None
         self._router: Router | None = None
+        self._backend_url: str | None = None
         self._metrics = metrics
         self._on_readiness = on_readiness
 
@@ -77,9 +78,11 @@ class Service:
 
     def use_backend(self, url: str | None) -> None:
         """Send requests to the backend at this address, or nowhere while it is None."""
-        if self.settings.backend is not None and self._router is not None:
-            assert self.assembly is not None
-            self._router.use(None if url is None else self.assembly.backend(url))
+        if self._router is None or url == self._backend_url:
+            return
+        assert self.assembly is not None
+        self._backend_url = url
+        self._router.use(None if url is None else self.assembly.backend(url))
 
     async def retire(self) -> None:
         """Wait until the last request that began here has ended, then close."""

@@ -17,6 +17,7 @@ from kserve_llamacpp.metrics import EngineMetrics
 from openai_protocol.errors import ErrorCode
 from openai_proxy.config import schema
 from openai_proxy.config.aliases import PASSED_ON
+from openai_proxy.config.reload import NEEDS_RESTART
 from openai_proxy.metrics import Metrics
 from tests.docs import proxy_settings
 
@@ -70,6 +71,13 @@ def test_metric(name: str) -> None:
 def test_error_code(code: ErrorCode) -> None:
     """The list of errors has each code."""
     assert f"`{code}`" in ERRORS
+
+
+@pytest.mark.parametrize("name", NEEDS_RESTART)
+def test_what_needs_a_restart(name: str) -> None:
+    """What cannot change while the proxy runs is listed."""
+    text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert f"`{name}*`" in text if name.endswith("_") else f"`{name}`" in text
 
 
 def test_examples_of_configuration() -> None:

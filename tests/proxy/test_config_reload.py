@@ -201,6 +201,7 @@ def test_what_needs_a_restart() -> None:
     assert needs_restart("backend_port")
     assert not needs_restart("request_timeout_seconds")
     assert not needs_restart("max_upstream_connections")
+    assert not needs_restart("log_level")
     assert sorted(NEEDS_RESTART) == list(NEEDS_RESTART)
 
 

@@ -11,6 +11,7 @@ from aiohttp import web
 
 from openai_protocol.errors import InvalidRequest
 from openai_protocol.requests import ChatCompletionRequest, CompletionRequest
+from openai_proxy.config import load
 from openai_proxy.limits import RequestLimits
 from tests.proxy import harness
 from tests.proxy.harness import CHAT, COMPLETION, MESSAGES, Proxy, StandIn
@@ -266,6 +267,27 @@ async def test_concurrent_requests(upstream: StandIn) -> None:
         assert [status for status, _ in await asyncio.gather(*running)] == [200, 200]
         assert (await proxy.chat())[0] == 200
     assert len(upstream.requests) == 3
+
+
+async def test_a_reload_counts_what_runs(upstream: StandIn) -> None:
+    """Requests that began before a reload count on, and give their places when they end."""
+    release = asyncio.Event()
+
+    async def wait(request: web.Request) -> web.StreamResponse:
+        await release.wait()
+        return web.json_response(COMPLETION)
+
+    upstream.respond = wait
+    settings = {"upstream_url": upstream.url, "max_concurrent_requests": 2}
+    async with harness.proxy(**settings) as proxy:
+        running = [asyncio.create_task(proxy.chat()) for _ in range(2)]
+        await harness.until(lambda: len(upstream.requests) == 2)
+        await proxy.lifecycle.reload(load({**settings, "max_retries": 1}))
+        status, _ = await asyncio.wait_for(proxy.chat(), 5)
+        assert status == 429
+        release.set()
+        assert [status for status, _ in await asyncio.gather(*running)] == [200, 200]
+        assert (await proxy.chat())[0] == 200
 
 
 async def test_a_client_that_leaves_gives_its_place(upstream: StandIn) -> None:

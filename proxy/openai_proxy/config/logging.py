@@ -46,6 +46,11 @@ class LoggingSettings(BaseModel):
         1, description="Share of the good requests that get one; all others always do."
     )
 
+    def logs_as(self, other: LoggingSettings) -> bool:
+        """Tell whether lines go to the same places, in the same form, from the same level on."""
+        names = [name for name in LoggingSettings.model_fields if name.startswith("log_")]
+        return all(getattr(self, name) == getattr(other, name) for name in names)
+
     @field_validator("log_level", "log_format", "log_file_format", "access_log", mode="before")
     @classmethod
     def _lower(cls, value: Any) -> Any:

@@ -19,17 +19,13 @@ from openai_proxy.config.settings import Settings
 
 log = structlog.get_logger("openai_proxy.config")
 
-# What is decided once, when the process starts: the listening socket, the child process, the logs.
+# What is decided once, when the process starts: the listening socket, the child process, traces.
 # A name that ends with _ stands for all that begin so.
 NEEDS_RESTART = (
-    "access_log",
-    "access_log_",
     "backend",
     "backend_",
-    "config_poll_seconds",
     "exit_on_stdin_close",
     "host",
-    "log_",
     "metrics_namespace",
     "model_cache_dir",
     "model_name",
