@@ -27,6 +27,7 @@ from openai_proxy.backends.kind import (
     fill,
 )
 from openai_proxy.backends.output import Output
+from openai_proxy.backends.ports import Received, has_grown
 from openai_proxy.backends.process import GuardedProcess
 
 log = structlog.get_logger("openai_proxy.backend")
@@ -38,6 +39,9 @@ STABLE_SECONDS = 60.0
 # A ready backend whose port refuses connections so often in a row serves nobody any more.
 PORT_SECONDS = 2.0
 REFUSALS_TO_CLOSED = 3
+# At most so long between two looks at whether it still answers.
+LIFE_SECONDS = 10.0
+LIVENESS_SETTING = "--backend-liveness-timeout"
 
 
 class BackendState(StrEnum):
@@ -65,6 +69,7 @@ class SupervisorOptions:
     max_restarts: int = 5
     backoff_seconds: float = 1
     backoff_cap_seconds: float = 30
+    liveness_timeout_seconds: float = 600
     stop_seconds: float = 5
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     variables: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -75,11 +80,15 @@ class Checks:
     """How to look at a backend by its base URL.
 
     `warm_up` has it answer once; returns its name for the model, or None while it does not answer.
+    `is_alive` tells whether it answers anything at all within some seconds, `received` how many
+    bytes have come over each connection to it.
     """
 
     is_loaded: Callable[[str], Awaitable[bool]]
     warm_up: Callable[[str], Awaitable[str | None]]
     is_open: Callable[[str], Awaitable[bool]]
+    is_alive: Callable[[str, float], Awaitable[bool]]
+    received: Callable[[str], Received]
 
 
 class Supervisor:
@@ -261,22 +270,52 @@ class Supervisor:
         return True
 
     async def _serve(self, url: str, process: GuardedProcess, ended: asyncio.Task[int]) -> None:
-        """Return when it has ended, or end it when it has closed its port for good."""
+        """Return when it has ended; end it when it has closed its port for good, or hangs."""
         closed = asyncio.create_task(self._port_closes(url))
+        silent = asyncio.create_task(self._falls_silent(url))
         try:
-            await asyncio.wait({ended, closed}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({ended, closed, silent}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             closed.cancel()
-        if not ended.done():
+            silent.cancel()
+        if ended.done():
+            return
+        if closed.done():
             log.warning("backend_port_closed")
-            self._leave()
-            await process.stop(self._options.stop_seconds)
+        else:
+            seconds = self._options.liveness_timeout_seconds
+            log.warning("backend_hangs", silent_seconds=seconds, setting=LIVENESS_SETTING)
+        self._leave()
+        await process.stop(self._options.stop_seconds)
 
     async def _port_closes(self, url: str) -> None:
         refusals = 0
         while refusals < REFUSALS_TO_CLOSED:
             await self._sleep(PORT_SECONDS)
             refusals = 0 if await self._checks.is_open(url) else refusals + 1
+
+    async def _falls_silent(self, url: str) -> None:
+        """Return when it has given no sign of life for too long, or never where 0 says so.
+
+        One that is too busy to answer looks is alive while bytes of other answers come.
+        """
+        limit = self._options.liveness_timeout_seconds
+        if not limit:
+            await asyncio.Event().wait()
+        pause = min(LIFE_SECONDS, limit / 4)
+        heard_at = self._clock()
+        before: Received | None = None  # at the last look, if that was not answered
+        while True:
+            await self._sleep(pause)
+            if await self._checks.is_alive(url, pause):
+                heard_at, before = self._clock(), None
+                continue
+            now = self._checks.received(url)
+            if before is not None and has_grown(before, now):
+                heard_at = self._clock()
+            elif before is not None and self._clock() - heard_at >= limit:
+                return
+            before = now
 
     def _leave(self) -> None:
         if self.is_ready:

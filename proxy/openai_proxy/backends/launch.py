@@ -95,6 +95,7 @@ def options(settings: Settings) -> SupervisorOptions:
         max_restarts=settings.backend_max_restarts,
         backoff_seconds=settings.backend_backoff_seconds,
         backoff_cap_seconds=settings.backend_backoff_cap_seconds,
+        liveness_timeout_seconds=settings.backend_liveness_timeout,
         stop_seconds=settings.backend_stop_seconds,
         environment=inherited,
         variables=variables,

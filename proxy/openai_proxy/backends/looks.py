@@ -1,4 +1,4 @@
-"""How a backend looks from outside: is its port open, is its model loaded, does it answer?"""
+"""How a backend looks from outside: is its port open, is its model loaded, is it alive?"""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import structlog
 
 from openai_protocol.errors import ApiError
 from openai_protocol.requests import ChatCompletionRequest, CompletionRequest
+from openai_proxy.backends import ports
 from openai_proxy.backends.base import Checks
 from openai_proxy.backends.kind import Backend
 from openai_proxy.dialects.base import CHAT, COMPLETIONS, Call
@@ -50,7 +51,13 @@ def checks(
         call = first_call(model, backend.warm_up_path, upstream.dialect.endpoints)
         return model if await answers(upstream, call, warm_up_seconds) else None
 
-    return Checks(is_loaded, warm_up, is_open)
+    async def is_alive(url: str, seconds: float) -> bool:
+        return await status_of(url, health_path or "/", seconds) is not None
+
+    def received(url: str) -> ports.Received:
+        return ports.received(urlsplit(url).port or 0)
+
+    return Checks(is_loaded, warm_up, is_open, is_alive, received)
 
 
 async def is_open(url: str) -> bool:
@@ -64,10 +71,10 @@ async def is_open(url: str) -> bool:
         return True
 
 
-async def status_of(url: str, path: str) -> int | None:
+async def status_of(url: str, path: str, seconds: float = LOOK_SECONDS) -> int | None:
     """Return the status of a GET, at the root of its URL; None where there is no answer."""
     with suppress(OSError, TimeoutError, ValueError):
-        async with _connection(url) as (reader, writer), asyncio.timeout(LOOK_SECONDS):
+        async with asyncio.timeout(seconds), _connection(url) as (reader, writer):
             host = urlsplit(url).netloc
             head = f"GET {path} HTTP/1.1\r\nhost: {host}\r\naccept: */*\r\nconnection: close\r\n"
             writer.write(f"{head}\r\n".encode())

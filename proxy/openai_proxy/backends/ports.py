@@ -1,16 +1,23 @@
-"""The port that a backend listens on: chosen, free or taken, and by whom."""
+"""The port that a backend listens on: free or taken, by whom, and what has come from there."""
 
 from __future__ import annotations
 
 import errno
+import os
 import socket
+import struct
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from openai_proxy.backends.kind import EXIT_BAD_CONFIGURATION, EXIT_PORT_TAKEN, BackendError
 
 _LISTENING = "0A"
+# Where `struct tcp_info` of linux/tcp.h has tcpi_bytes_received.
+_BYTES_RECEIVED = struct.Struct("=128xQ")
+
+# Bytes that have come over each connection, by its address at this end
+Received = Mapping[tuple[str, int], int]
 
 
 def find_port(host: str, port: int) -> int:
@@ -63,6 +70,39 @@ def listens(root: int, port: int) -> bool | None:
         except OSError:
             is_all_seen = False
     return False if is_all_seen else None
+
+
+def received(port: int) -> Received:
+    """Return how much has come over each connection of this process to a port.
+
+    The kernel counts it: requests need not. Where it does not tell, nothing has come.
+    """
+    found: dict[tuple[str, int], int] = {}
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            if not str(entry.readlink()).startswith("socket:"):
+                continue
+            with socket.socket(fileno=os.dup(int(entry.name))) as connection:
+                if connection.family not in (socket.AF_INET, socket.AF_INET6):
+                    continue
+                if connection.getpeername()[1] == port:
+                    found[connection.getsockname()[:2]] = _bytes_received(connection)
+        except OSError:
+            continue  # closed by now, or not connected
+    return found
+
+
+def _bytes_received(connection: socket.socket) -> int:
+    told = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_RECEIVED.size)
+    if len(told) < _BYTES_RECEIVED.size:
+        return 0
+    count: int = _BYTES_RECEIVED.unpack(told)[0]
+    return count
+
+
+def has_grown(before: Received, now: Received) -> bool:
+    """Tell whether anything has come between two looks."""
+    return any(count > before.get(connection, 0) for connection, count in now.items())
 
 
 def _listening(port: int) -> set[str]:

@@ -83,6 +83,13 @@ class BackendSettings(BaseModel):
     backend_startup_timeout: Seconds = Field(
         600, description="Seconds until the backend must answer."
     )
+    backend_liveness_timeout: Delay = Field(
+        600,
+        description="Seconds without a sign of life of a backend that was ready, neither an answer "
+        "at its health path nor bytes of any other, until it is killed and started again; 0: "
+        "never. Below --request-timeout-seconds, one that answers nothing while it computes may "
+        "be taken for dead.",
+    )
     backend_max_restarts: int = Field(
         5,
         ge=0,

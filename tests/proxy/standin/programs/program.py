@@ -13,6 +13,8 @@ STANDIN (`KEY=VALUE;...`) makes it misbehave:
     exit=CODE       end with this code at once
     taken=F         once, unless F exists: make F, and end as if the port were taken
     close=F         close the port, but live on, when F exists
+    mute=F          answer no GET while F exists, though all else
+    slow=SECONDS    wait so long before each piece of a stream, of which there are ten times as many
     fork=1          go to the background
     deaf=1          never listen at all
     flood=long|lines  write without end: one long line, or lines
@@ -108,6 +110,8 @@ class Handler(BaseHTTPRequestHandler):
         return time.monotonic() - STARTED >= float(BEHAVIOUR.get("delay", "0"))
 
     def do_GET(self) -> None:  # the base class's name
+        while "mute" in BEHAVIOUR and Path(BEHAVIOUR["mute"]).exists():
+            time.sleep(0.05)
         if self.kind == "llama-server" and not self.is_loaded:
             error = {"message": "Loading model", "type": "unavailable_error", "code": 503}
             self.answer(503, {"error": error})
@@ -145,7 +149,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("content-type", "text/event-stream")
         self.send_header("connection", "close")
         self.end_headers()
-        for number in range(3):
+        for number in range(30 if "slow" in BEHAVIOUR else 3):
+            time.sleep(float(BEHAVIOUR.get("slow", "0")))
             chunk = {"id": "x", "choices": [{"index": 0, "delta": {"content": str(number)}}]}
             self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
         self.wfile.write(b"data: [DONE]\n\n")

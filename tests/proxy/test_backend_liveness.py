@@ -1,0 +1,185 @@
+"""Backends that hang: seen, ended and started again; those that are only busy are left alone."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from aiohttp import ClientSession
+
+from openai_proxy.backends import ports
+from openai_proxy.backends.base import Checks, Supervisor, SupervisorOptions
+from openai_proxy.backends.kind import BackendError
+from openai_proxy.backends.ports import Received
+from openai_proxy.config import load
+from tests.proxy.harness import CHAT, MESSAGES, until
+from tests.proxy.processes import alive, pids_in, process
+from tests.proxy.programs import Programs
+from tests.proxy.test_backend_kinds import report_of
+from tests.proxy.test_backend_output import collected
+from tests.proxy.test_backend_parts import Sleeper, warm, yes
+
+
+@dataclass
+class Patient:
+    """A supervised sleeper that seems ready; its looks and its clock are the test's."""
+
+    limit: float
+    lives: Iterator[bool]
+    grows: Iterator[int]
+    now: float = 0.0
+    told: list[str | None] = field(default_factory=list)
+    has_seen_all: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def supervisor(self) -> Supervisor:
+        """Return its supervisor, which starts it once."""
+        settings = SupervisorOptions(
+            max_restarts=0,
+            environment=dict(os.environ),
+            liveness_timeout_seconds=self.limit,
+            stop_seconds=1,
+        )
+        checks = Checks(yes, warm, yes, self.is_alive, self.received)
+        output, _ = collected()
+        return Supervisor(
+            Sleeper(),
+            settings,
+            checks,
+            output,
+            self.told.append,
+            sleep=self.sleep,
+            clock=lambda: self.now,
+        )
+
+    async def sleep(self, seconds: float) -> None:
+        """Let time pass, for looks at its life alone: those at its port have another rhythm."""
+        if seconds == self.limit / 4:
+            self.now += seconds
+        await asyncio.sleep(0)
+
+    async def is_alive(self, _: str, __: float) -> bool:
+        """Answer a look, or not; after the last one there are no more."""
+        found = next(self.lives, None)
+        if found is None:
+            self.has_seen_all.set()
+            await asyncio.Event().wait()
+        return bool(found)
+
+    def received(self, _: str) -> Received:
+        """Return what has come over its one connection."""
+        return {("127.0.0.1", 1): next(self.grows)}
+
+    async def hangs(self) -> bool:
+        """Run it; tell whether it was ended by all its looks, after which it is given up."""
+        supervised = self.supervisor()
+        running = asyncio.create_task(supervised.run())
+        seen = asyncio.create_task(self.has_seen_all.wait())
+        timeout = 10 if self.limit else 0.5
+        await asyncio.wait({running, seen}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        seen.cancel()
+        if running.done():
+            with pytest.raises(BackendError):
+                await running
+            return self.told[-1] is None
+        running.cancel()
+        await supervised.stop(1)
+        with suppress(asyncio.CancelledError):
+            await running
+        return False
+
+
+@pytest.mark.parametrize(
+    ("lives", "grows", "is_ended"),
+    [
+        ([False] * 5, [7, 7, 7, 7, 7], True),
+        ([False] * 3, [7, 7, 7], False),  # too short a time
+        ([False, False, True, False, False, False], [7, 7, 7, 7, 7], False),
+        ([False] * 8, [7, 7, 8, 8, 8, 9, 9, 9], False),  # busy, and it streams
+        ([False] * 8, [7, 7, 8, 8, 8, 8, 8, 8], True),  # it streamed at first
+    ],
+)
+async def test_when_it_hangs(lives: list[bool], grows: list[int], is_ended: bool) -> None:
+    """Neither an answer to looks nor a byte for the whole time: one of both begins it anew."""
+    assert await Patient(4.0, iter(lives), iter(grows)).hangs() == is_ended
+
+
+async def test_it_may_be_turned_off() -> None:
+    """With 0 a backend is never taken for hanging, and nobody looks."""
+    patient = Patient(0, iter([False] * 50), iter([7] * 50))
+    assert not await patient.hangs()
+    assert next(patient.lives) is False
+    assert load({"without_upstream": True, "backend_liveness_timeout": 0})
+
+
+def test_what_has_come_over_a_connection() -> None:
+    """The kernel's count grows with what comes, on connections to that port only."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            accepted, peer = server.accept()
+            with accepted:
+                before = ports.received(port)
+                assert before == {peer: 0}
+                accepted.sendall(b"x" * 10)
+                assert client.recv(10)
+                now = ports.received(port)
+                assert now == {peer: 10}
+                assert ports.has_grown(before, now)
+                assert not ports.has_grown(now, now)
+                assert peer not in ports.received(port + 1)
+    assert ports.received(port) == {}
+
+
+async def test_a_stopped_backend_is_started_again(tmp_path: Path, programs: Programs) -> None:
+    """One whose port takes connections, and that never answers, is killed and started again."""
+    flags = programs.flags(
+        "vllm",
+        f"pids={programs.pids}",
+        backend_liveness_timeout="1",
+        backend_backoff_seconds="0.1",
+        backend_stop_seconds="0.1",
+    )
+    async with process(tmp_path, *flags, wait_for="/health/ready", **programs.environment) as proxy:
+        first = pids_in(programs.pids)
+        os.kill(first[0], signal.SIGSTOP)
+        await until(lambda: alive(*first) == [], 20)
+        await until(lambda: proxy.answers("/health/ready"), 20)
+        report = await report_of(proxy)
+        assert (report["restarts"], report["last_exit_code"]) == (1, 137)
+        assert "backend_hangs" in proxy.log.read_text()
+        assert await proxy.end() == 0
+        assert alive(*pids_in(programs.pids)) == []
+
+
+async def test_a_backend_that_streams_lives(tmp_path: Path, programs: Programs) -> None:
+    """One that answers no look, but sends a stream's pieces, is not ended in its midst."""
+    mute = tmp_path / "mute"
+    flags = programs.flags(
+        "vllm",
+        *(f"pids={programs.pids}", f"mute={mute}", "slow=0.2"),
+        backend_liveness_timeout="1",
+        backend_stop_seconds="0.1",
+        backend_backoff_seconds="0.1",
+    )
+    body = {"model": "Tiny_Model", "messages": MESSAGES, "stream": True}
+    async with (
+        process(tmp_path, *flags, wait_for="/health/ready", **programs.environment) as proxy,
+        ClientSession() as http,
+    ):
+        first = pids_in(programs.pids)
+        async with http.post(proxy.url + CHAT, json=body) as response:
+            await response.content.readuntil(b"\n\n")
+            mute.touch()
+            assert (await response.text()).endswith("data: [DONE]\n\n")
+        assert alive(*first) == first
+        await until(lambda: alive(*first) == [], 20)  # now it is silent
+        mute.unlink()
+        await until(lambda: proxy.answers("/health/ready"), 20)
+        assert await proxy.end() == 0
