@@ -21,7 +21,7 @@ class LimitsSettings(BaseModel):
     )
     max_json_values: int = Field(
         MAX_JSON_VALUES,
-        ge=1024,
+        ge=1,
         description="Lists, objects and texts that a request's body may have, keys among them; "
         f"with numbers, as in lists of tokens, {NUMBERS_PER_VALUE} times as many.",
     )
