@@ -16,7 +16,7 @@ from openai_proxy.api.openai import GenerationEndpoint, Serving
 from openai_proxy.api.passing import PASSED, PassingEndpoint
 from openai_proxy.app import Paths, Table
 from openai_proxy.config import ConfigError, Settings
-from openai_proxy.config.upstreams import UpstreamSettings
+from openai_proxy.config.upstreams import DEFAULT_UPSTREAM, UpstreamSettings
 from openai_proxy.dialects.base import CHAT, COMPLETIONS, Dialect, Render
 from openai_proxy.dialects.registry import make_dialect
 from openai_proxy.limits import RequestLimits
@@ -60,6 +60,10 @@ class Assembly:
         if settings.backend is not None:
             router.use(None)  # until it is ready
         return router
+
+    def model_table(self, backend_model: str | None) -> ModelTable:
+        """Return what is known of models once the backend's own name for its model is."""
+        return model_table(self._settings, backend_model)
 
     def backend(self, base_url: str) -> Upstream:
         """Return an upstream with one endpoint: its host."""
@@ -178,29 +182,54 @@ def check(settings: Settings) -> None:
         dialect_of(settings.backend_upstream("http://127.0.0.1:1"))
 
 
-def model_table(settings: Settings) -> ModelTable:
-    """Return what the settings say of models."""
+def model_table(settings: Settings, backend_model: str | None = None) -> ModelTable:
+    """Return what the settings say of models; `backend_model` is the backend's name for its own.
+
+    Where that is not the name that it is served under, clients' requests for the latter are for it,
+    and so are those for no model at all.
+    """
+    served = settings.served_model if settings.backend is not None else None
     defaults = {
         "temperature": settings.default_temperature,
         "max_tokens": settings.default_max_tokens,
     }
+    models = [
+        Model(
+            name,
+            model.upstream,
+            model.upstream_model,
+            model.aliases,
+            model.defaults,
+            model.max_tokens,
+        )
+        for name, model in settings.models.items()
+    ]
+    default = settings.default_model
+    if served is not None and backend_model not in (None, served):
+        models = _renamed(models, served, backend_model)
+        if default is None and not settings.allowed_models:
+            default = served
     return ModelTable(
-        [
-            Model(
-                name,
-                model.upstream,
-                model.upstream_model,
-                model.aliases,
-                model.defaults,
-                model.max_tokens,
-            )
-            for name, model in settings.models.items()
-        ],
+        models,
         allowed=settings.allowed_models,
-        default=settings.default_model,
+        default=default,
         defaults={name: value for name, value in defaults.items() if value is not None},
         max_tokens=settings.max_tokens_limit,
     )
+
+
+def _renamed(models: list[Model], served: str, backend_model: str | None) -> list[Model]:
+    """Return models with the backend's own name for the one that is served under another."""
+    found = [
+        replace(model, upstream_model=backend_model)
+        if (model.upstream_model or model.name) == served
+        else model
+        for model in models
+    ]
+    names = {name for model in models for name in (model.name, *model.aliases)}
+    if served not in names:
+        found.append(Model(served, DEFAULT_UPSTREAM, backend_model))
+    return found
 
 
 def dialect_of(settings: UpstreamSettings) -> Dialect:

@@ -141,7 +141,7 @@ class Lifecycle:
         """
         service = self._new_service(settings)
         try:
-            await service.build(self._backend_url)
+            await service.build(self._backend_url, self._backend_model)
             if settings.probe_interval_seconds:
                 await service.look(FIRST_LOOK_SECONDS)
             if not settings.logs_as(self._settings):
@@ -150,7 +150,9 @@ class Lifecycle:
             await service.close()
             raise
         old, self._service = self._service, service
-        service.use_backend(self._backend_url)  # it may have come or gone meanwhile
+        service.use_backend(
+            self._backend_url, self._backend_model
+        )  # it may have come or gone meanwhile
         self._settings = settings
         self._use(service)
         self._current.app = self._app(service)
@@ -229,7 +231,11 @@ class Lifecycle:
 
     def _on_backend(self, url: str | None) -> None:
         self._backend_url = url
-        self._service.use_backend(url)
+        self._service.use_backend(url, self._backend_model)
+
+    @property
+    def _backend_model(self) -> str | None:
+        return None if self._state.backend is None else self._state.backend.model
 
     def _on_readiness(self, name: str, readiness: Readiness) -> None:
         if not readiness.is_ready:

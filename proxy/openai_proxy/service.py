@@ -44,8 +44,8 @@ class Service:
         self._metrics = metrics
         self._on_readiness = on_readiness
 
-    async def build(self, backend_url: str | None = None) -> None:
-        """Import what is slow, in a thread, and build all parts; `backend_url` where one is ready.
+    async def build(self, backend_url: str | None = None, backend_model: str | None = None) -> None:
+        """Import what is slow, in a thread, and build all parts; a backend where one is ready.
 
         Raises ConfigError for what only shows when it is built.
         """
@@ -53,7 +53,7 @@ class Service:
         probing = await asyncio.to_thread(importlib.import_module, "openai_proxy.routing.probe")
         self.assembly = module.Assembly(self.settings)
         router = self._router = self.assembly.router()
-        self.use_backend(backend_url)
+        self.use_backend(backend_url, backend_model)
         self.assembly.add_endpoints(self.paths, router, self.running, self._metrics)
         for name in list(router.upstreams) or [DEFAULT_UPSTREAM]:
             self.probes[name] = probing.Probe(
@@ -76,12 +76,17 @@ class Service:
             for probe in self.probes.values():
                 group.create_task(probe.run())
 
-    def use_backend(self, url: str | None) -> None:
-        """Send requests to the backend at this address, or nowhere while it is None."""
+    def use_backend(self, url: str | None, model: str | None = None) -> None:
+        """Send requests to the backend at this address, or nowhere while it is None.
+
+        `model` is its own name for its model.
+        """
         if self._router is None or url == self._backend_url:
             return
         assert self.assembly is not None
         self._backend_url = url
+        if url is not None:
+            self._router.table = self.assembly.model_table(model)
         self._router.use(None if url is None else self.assembly.backend(url))
 
     async def retire(self) -> None:

@@ -82,6 +82,44 @@ async def test_kind_is_started_serves_and_is_stopped(
 
 
 @pytest.mark.parametrize("kind", KINDS)
+async def test_it_serves_under_our_name(tmp_path: Path, programs: Programs, kind: str) -> None:
+    """Whatever it calls its model, clients may call it as we do, or not at all; so it is listed."""
+    flags = programs.flags(kind)  # a command that is told no name has one of its own
+    ready = {"wait_for": "/health/ready", **programs.environment}
+    async with process(tmp_path, *flags, **ready) as proxy, ClientSession() as http:
+        for body in ({"model": "Tiny_Model"}, {}):
+            if not body and kind not in ("shimmy", "command"):
+                continue  # the stand-ins of the others want a name
+            url = proxy.url + CHAT
+            async with http.post(url, json={**body, "messages": MESSAGES}) as response:
+                assert response.status == 200, await response.text()
+        async with http.get(proxy.url + "/v1/models") as response:
+            names = [model["id"] for model in (await response.json())["data"]]
+        assert "Tiny_Model" in names
+        assert NAMES.get(kind, "its-own") not in names
+        assert await proxy.end() == 0
+
+
+@pytest.mark.parametrize("kind", ["llama-server", "shimmy"])
+async def test_a_folder_with_one_model(tmp_path: Path, programs: Programs, kind: str) -> None:
+    """A folder stands for the only model in it, of which there may be several parts."""
+    folder = tmp_path / "models" / "my-model"
+    folder.mkdir(parents=True)
+    for number in (1, 2):
+        (folder / f"m-0000{number}-of-00002.gguf").touch()
+    (folder / "README.md").touch()
+    flags = programs.flags(kind, f"env={tmp_path}/env", model_path=str(folder))
+    async with process(tmp_path, *flags, wait_for="/health/ready", **programs.environment) as proxy:
+        first = str(folder / "m-00001-of-00002.gguf")
+        if kind == "shimmy":
+            given = json.loads((tmp_path / "env").read_text())
+            assert given["SHIMMY_BASE_GGUF"] == first
+        else:
+            assert f"-m {first} -a my-model" in proxy.log.read_text()
+        assert await proxy.end() == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
 async def test_a_kind_that_loads_for_long_is_waited_for(
     tmp_path: Path, programs: Programs, kind: str
 ) -> None:

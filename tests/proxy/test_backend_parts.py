@@ -96,22 +96,6 @@ def test_a_verdict_quotes_the_line_that_tells() -> None:
     assert found.message == "failed to load model, 'x'; see --model-path"
 
 
-@pytest.mark.parametrize(
-    ("listed", "name"),
-    [
-        (["a-model", "my-model.q4-0", "tinyllama-1.1b"], "my-model.q4-0"),
-        (["My Model.Q4_0"], "My Model.Q4_0"),
-        (["a-model", "tinyllama-1.1b"], "tinyllama-1.1b"),
-        (["a-model", "phi3-lora"], "phi3-lora"),
-        (["z", "a-model"], "z"),
-        ([], "my-model.q4-0"),
-    ],
-)
-def test_shimmys_name_of_the_model(listed: list[str], name: str) -> None:
-    """It is the one that shimmy makes of the file's name, or its fixed one, not a neighbour's."""
-    assert Shimmy("shimmy", "/models/My Model.Q4_0.gguf").choose_model(listed) == name
-
-
 def test_command_placeholders() -> None:
     """They are filled inside of words; a value with spaces stays one word, other braces stay."""
     words = ("run", "--at={host}:{port}", "{model_path}", '{"a": {model_name}}')

@@ -13,7 +13,7 @@ from openai_proxy.backends.kind import ModelServer, fill
 class Command(ModelServer):
     """A command line with placeholders; `words` as a shell would split it, no shell runs it.
 
-    `model` None: the first model that it lists.
+    `model` is the name that it is told, `wanted` one that it is supposed to have of itself.
     """
 
     words: tuple[str, ...]
@@ -21,6 +21,7 @@ class Command(ModelServer):
     model_path: str | None = None
     arguments: tuple[str, ...] = ()
     health_path: str | None = None
+    wanted: str | None = None
 
     name: ClassVar[str] = "command"
     program_setting: ClassVar[str] = "--backend-command"
@@ -46,5 +47,10 @@ class Command(ModelServer):
         return [*(fill(word, values) for word in self.words), *self.arguments]
 
     def choose_model(self, listed: Sequence[str]) -> str | None:
-        """Return the name that was given, else the first of the list, if there is one."""
-        return self.model or (listed[0] if listed else None)
+        """Return the wanted name, unless it lists another one alone; else the first that it lists.
+
+        Some take shorter names than they list: Ollama's `llama3` is `llama3:latest`.
+        """
+        if self.wanted is not None and len(listed) != 1:
+            return self.wanted
+        return listed[0] if listed else None

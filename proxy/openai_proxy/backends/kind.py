@@ -52,7 +52,7 @@ class Backend(Protocol):
 
     @property
     def model(self) -> str | None:
-        """The name that it is told to serve its model under; None where it chooses itself."""
+        """The name that it is told to serve its model under; None where it has its own."""
 
     @property
     def health_path(self) -> str | None:
@@ -80,7 +80,10 @@ class Backend(Protocol):
         """Return the variables that it is configured by."""
 
     def choose_model(self, listed: Sequence[str]) -> str | None:
-        """Return its name for the model, of those that it lists (maybe none)."""
+        """Return its own name for the model, of those that it lists (maybe none).
+
+        It is asked only where it is told no name.
+        """
 
     def judge(self, exit_code: int, said: Sequence[str]) -> Verdict | None:
         """Say why a process that was never ready would end so again; None: it is worth a try.
@@ -158,18 +161,48 @@ NO_SUCH_MODEL = Sign(
 )
 
 
-def check_local(model_path: str) -> None:
-    """Raise BackendError where a model's file or folder does not exist."""
-    if not Path(model_path).exists():
+_REFERENCE = re.compile(r"([a-z][a-z0-9+.-]*)://")
+_LATER_PART = re.compile(r"-(?!00001-)\d{5}-of-\d{5}\.gguf$")
+
+
+def check_reference(model_path: str, instead: str = "its file, or a folder that holds it") -> None:
+    """Raise BackendError for a model that is somewhere else, such as hf://org/name."""
+    if _REFERENCE.match(model_path):
         raise BackendError(
-            f"--model-path: there is no file or folder {model_path!r}", EXIT_NO_MODEL
+            f"--model-path: {model_path!r} is a reference, and the backend fetches none: "
+            f"give {instead}",
+            EXIT_NO_MODEL,
         )
 
 
 def check_local_or_hub(model_path: str) -> None:
-    """As `check_local`, but for names on a hub (`org/name`)."""
-    if model_path.startswith(("/", "./", "../")):
-        check_local(model_path)
+    """Raise BackendError where a file or folder does not exist; hubs' names are not looked up."""
+    check_reference(model_path, "a folder, or the name on the hub alone (org/name)")
+    if model_path.startswith(("/", "./", "../")) and not Path(model_path).exists():
+        raise _no_model(model_path)
+
+
+def gguf_file(model_path: str) -> str:
+    """Return a model's file: the path itself, or the only GGUF file in that folder.
+
+    Of a model in parts it is the first one, as the predictor takes it. Raises BackendError.
+    """
+    check_reference(model_path)
+    place = Path(model_path)
+    if not place.exists():
+        raise _no_model(model_path)
+    if not place.is_dir():
+        return model_path
+    files = sorted(file for file in place.rglob("*.gguf") if not _LATER_PART.search(file.name))
+    if len(files) != 1:
+        names = ", ".join(str(file.relative_to(place)) for file in files[:5])
+        found = f"several GGUF files ({names}): name the one to serve" if files else "no GGUF file"
+        raise BackendError(f"--model-path: the folder {model_path!r} has {found}", EXIT_NO_MODEL)
+    return str(files[0])
+
+
+def _no_model(model_path: str) -> BackendError:
+    return BackendError(f"--model-path: there is no file or folder {model_path!r}", EXIT_NO_MODEL)
 
 
 def fill(text: str, values: Mapping[str, str]) -> str:

@@ -57,10 +57,15 @@ def make(settings: Settings) -> Backend:
     """Return the configured kind of backend."""
     arguments = settings.backend_args
     if settings.backend == "command":
-        # Told to the command, it is its name; otherwise the command may have one of its own.
         is_told = any("{model_name}" in word for word in settings.backend_command)
-        model = settings.served_model if is_told else settings.model_name
-        return Command(settings.backend_command, model, settings.model_path, arguments)
+        model = settings.served_model if is_told else None
+        return Command(
+            settings.backend_command,
+            model,
+            settings.model_path,
+            arguments,
+            wanted=settings.model_name,
+        )
     path, model = settings.model_path, settings.served_model
     assert path is not None
     assert model is not None

@@ -11,7 +11,7 @@ from openai_proxy.backends.kind import (
     EXIT_PORT_TAKEN,
     ModelServer,
     Sign,
-    check_local,
+    gguf_file,
 )
 
 
@@ -42,12 +42,12 @@ class LlamaServer(ModelServer):
     def check(self, path: str | None) -> None:
         """Raise BackendError without the program or the model's file."""
         ModelServer.check(self, path)
-        check_local(self.model_path)
+        gguf_file(self.model_path)
 
     def command(self, host: str, port: int) -> list[str]:
         """Return its command line; `arguments` come last, so that they win."""
         return [
-            *(self.program, "-m", self.model_path, "-a", self.model),
+            *(self.program, "-m", gguf_file(self.model_path), "-a", self.model),
             *("--host", host, "--port", str(port)),
             *self.arguments,
         ]

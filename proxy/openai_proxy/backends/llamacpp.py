@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 from urllib.parse import quote
 
-from openai_proxy.backends.kind import EXIT_BAD_CONFIGURATION, ModelServer, Sign
+from openai_proxy.backends.kind import EXIT_BAD_CONFIGURATION, ModelServer, Sign, check_reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,11 @@ class LlamaCpp(ModelServer):
     def health_path(self) -> str:
         """KServe's own: 200 once the model is loaded, 503 before."""
         return f"/v1/models/{quote(self.model, safe='')}"
+
+    def check(self, path: str | None) -> None:
+        """Raise BackendError without the Python, or with a model that is not here at all."""
+        ModelServer.check(self, path)
+        check_reference(self.model_path)
 
     def command(self, host: str, port: int) -> list[str]:
         """Return the predictor's command line; `arguments` come last, so that they win."""

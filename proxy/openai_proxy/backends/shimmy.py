@@ -13,7 +13,7 @@ from openai_proxy.backends.kind import (
     ModelServer,
     Sign,
     address,
-    check_local,
+    gguf_file,
 )
 from openai_proxy.dialects.base import CHAT
 
@@ -49,7 +49,7 @@ class Shimmy(ModelServer):
     def check(self, path: str | None) -> None:
         """Raise BackendError without the program or the model's file."""
         ModelServer.check(self, path)
-        check_local(self.model_path)
+        gguf_file(self.model_path)
 
     def command(self, host: str, port: int) -> list[str]:
         """Return its command line; `arguments` come last."""
@@ -57,11 +57,12 @@ class Shimmy(ModelServer):
 
     def environment(self, host: str, port: int) -> dict[str, str]:
         """Return the variable that names the model's file."""
-        return {"SHIMMY_BASE_GGUF": str(Path(self.model_path).absolute())}
+        return {"SHIMMY_BASE_GGUF": str(Path(gguf_file(self.model_path)).absolute())}
 
     def choose_model(self, listed: Sequence[str]) -> str | None:
         """Return the name that it made of the file's, else its fixed one, else what there is."""
-        stem = Path(self.model_path).name.rpartition(".")[0] or Path(self.model_path).name
+        file = Path(gguf_file(self.model_path)).name
+        stem = file.rpartition(".")[0] or file
         own = stem.replace("_", "-").replace(" ", "-").lower()
         for wanted in (own, stem, *DEFAULT_NAMES):
             if wanted in listed:
