@@ -68,8 +68,8 @@ _encode_ascii = json.JSONEncoder(default=str).encode
 
 def _line(text: str, stack: object) -> str:
     """Return a line, and below it where an exception happened."""
-    below = f"{str(stack)[:MAX_LINE].rstrip()}\n" if stack else ""
-    return f"{text[:MAX_LINE]}\n{below}"
+    below = str(stack)[:MAX_LINE].rstrip().split("\n") if stack else []  # maybe a backend's
+    return "".join(f"{line}\n" for line in (text[:MAX_LINE], *map(_printable, below)))
 
 
 def _value(value: Any) -> str:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 from typing import Any
 
+import psutil
+import pytest
+
 from openai_proxy.backends.output import LINES_AT_ONCE, Output
-from openai_proxy.backends.process import _Reader
+from openai_proxy.backends.process import GuardedProcess, _Reader
 from tests.proxy.harness import until
 
 Line = tuple[str, str, dict[str, Any]]
@@ -111,3 +116,17 @@ def test_another_process_begins_anew() -> None:
     output.feed(b"address already in use\n")
     output.begin()
     assert output.last_message == "nothing"
+
+
+async def test_a_start_that_fails_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no process can be started, its pipes are closed again."""
+
+    async def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EAGAIN, "try again")
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", fail)
+    output, _ = collected()
+    before = psutil.Process().num_fds()
+    with pytest.raises(OSError, match="try again"):
+        await GuardedProcess.start(["true"], output, {})
+    assert psutil.Process().num_fds() == before

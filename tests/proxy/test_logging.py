@@ -112,6 +112,14 @@ def test_an_event_is_one_line(name: str) -> None:
         assert "\x1b" not in line
 
 
+@pytest.mark.parametrize("name", ["columns", "pretty"])
+def test_a_stack_stands_below_its_line(name: str) -> None:
+    """It has lines of its own, without escape sequences: a backend may have written it."""
+    event = {"event": "e", "level": "error", "stack": "  File x\n    y()\x1b[2J\n"}
+    _, *below = form_of(name)(event).splitlines()
+    assert below == ["  File x", "    y() [2J"]
+
+
 def test_forms_leave_the_event_alone() -> None:
     """The same event can be written in one form after the other."""
     event = {"timestamp": "t", "event": "e", "level": "info", "logger": "l", "stack": "s", "x": 1}

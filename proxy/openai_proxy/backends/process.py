@@ -44,6 +44,7 @@ class GuardedProcess:
         """Start a command in this environment; its stdout and stderr go to `output`."""
         theirs, life_line = os.pipe()
         out, written = os.pipe()
+        pipe_end = os.fdopen(out, "rb", 0)
         output.begin()
         try:
             guard = await asyncio.create_subprocess_exec(
@@ -55,9 +56,10 @@ class GuardedProcess:
                 env=environment,
             )
             pipe, reader = await asyncio.get_running_loop().connect_read_pipe(
-                lambda: _Reader(output), os.fdopen(out, "rb", 0)
+                lambda: _Reader(output), pipe_end
             )
         except BaseException:
+            pipe_end.close()
             os.close(life_line)
             raise
         finally:
