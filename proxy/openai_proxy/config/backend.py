@@ -31,15 +31,15 @@ class BackendSettings(BaseModel):
     )
     model_path: str | None = Field(
         None,
-        description="Model that the backend serves: a file, for SGLang and vLLM a folder or a "
-        "name on the hub.",
+        description="Model that the backend serves: a GGUF file or a folder with one, for SGLang "
+        "and vLLM a folder or a name on the hub.",
     )
     model_name: str | None = Field(
         None,
         min_length=1,
         max_length=256,
-        description="Name under which the backend serves it; by default the file's, without "
-        ".gguf, or the whole name on the hub.",
+        description="Name under which it is served; by default the file's, without .gguf, or the "
+        "whole name on the hub.",
     )
     model_cache_dir: str | None = Field(
         None, description="Folder where the backend keeps models of the hub: its HF_HOME."
