@@ -193,20 +193,20 @@ def model_table(settings: Settings, backend_model: str | None = None) -> ModelTa
         "temperature": settings.default_temperature,
         "max_tokens": settings.default_max_tokens,
     }
-    models = [
-        Model(
-            name,
-            model.upstream,
-            model.upstream_model,
-            model.aliases,
-            model.defaults,
-            model.max_tokens,
+    is_renamed = served is not None and backend_model not in (None, served)
+    models = []
+    for name, model in settings.models.items():
+        there = model.upstream_model
+        if is_renamed and (there or name) == served:
+            there = backend_model
+        models.append(
+            Model(name, model.upstream, there, model.aliases, model.defaults, model.max_tokens)
         )
-        for name, model in settings.models.items()
-    ]
     default = settings.default_model
-    if served is not None and backend_model not in (None, served):
-        models = _renamed(models, served, backend_model)
+    if served is not None and is_renamed:
+        names = {name for model in models for name in (model.name, *model.aliases)}
+        if served not in names:
+            models.append(Model(served, DEFAULT_UPSTREAM, backend_model))
         if default is None and not settings.allowed_models:
             default = served
     return ModelTable(
@@ -216,20 +216,6 @@ def model_table(settings: Settings, backend_model: str | None = None) -> ModelTa
         defaults={name: value for name, value in defaults.items() if value is not None},
         max_tokens=settings.max_tokens_limit,
     )
-
-
-def _renamed(models: list[Model], served: str, backend_model: str | None) -> list[Model]:
-    """Return models with the backend's own name for the one that is served under another."""
-    found = [
-        replace(model, upstream_model=backend_model)
-        if (model.upstream_model or model.name) == served
-        else model
-        for model in models
-    ]
-    names = {name for model in models for name in (model.name, *model.aliases)}
-    if served not in names:
-        found.append(Model(served, DEFAULT_UPSTREAM, backend_model))
-    return found
 
 
 def dialect_of(settings: UpstreamSettings) -> Dialect:
