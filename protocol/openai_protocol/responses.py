@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -9,10 +10,13 @@ Json = dict[str, Any]
 
 
 class ScoredToken(Protocol):
-    """A token's bytes and the natural logarithm of its probability."""
+    """A token's bytes and the natural logarithm of its probability.
+
+    Its text is a string where a server tells only that, and the bytes cannot be known.
+    """
 
     @property
-    def text(self) -> bytes: ...
+    def text(self) -> bytes | str: ...
     @property
     def logprob(self) -> float: ...
 
@@ -114,11 +118,27 @@ def text_logprobs(draws: Sequence[Draw], offsets: list[int], num_top: int) -> Js
     }
 
 
-def token_text(data: bytes, prefix: str = "") -> str:
+class TextOffsets:
+    """Where in a choice's text each token begins, in characters; a shared one counts for each."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._length = 0
+
+    def next(self, text: bytes | str) -> int:
+        """Return where a token with this text begins."""
+        offset = self._length
+        self._length += len(text if isinstance(text, str) else self._decoder.decode(text))
+        return offset
+
+
+def token_text(data: bytes | str, prefix: str = "") -> str:
     """Return a token's text; one that is a part of a character has its bytes written out.
 
     `prefix` stands before such bytes: OpenAI writes `bytes:` there in text completions.
     """
+    if isinstance(data, str):
+        return data
     try:
         return data.decode()
     except UnicodeDecodeError:
@@ -129,7 +149,7 @@ def _scored(token: ScoredToken) -> Json:
     return {
         "token": token_text(token.text),
         "logprob": token.logprob,
-        "bytes": list(token.text),
+        "bytes": None if isinstance(token.text, str) else list(token.text),
     }
 
 

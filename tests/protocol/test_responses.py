@@ -72,7 +72,7 @@ def test_a_text_chunk_names_its_choice() -> None:
 
 @dataclass(frozen=True)
 class _Token:
-    text: bytes
+    text: bytes | str
     logprob: float
 
 
@@ -99,6 +99,19 @@ def test_a_chats_logprobs_are_openais() -> None:
     ]
     assert (second.token, second.bytes) == ("\\xe2\\x82", [0xE2, 0x82])
     assert second.top_logprobs == []
+
+
+def test_a_token_whose_bytes_are_not_known() -> None:
+    """A token of which only the text is known has null for its bytes, as OpenAI allows it."""
+    (entry,) = responses.chat_logprobs([_Draw(_Token("\ufffd", -1.0), [])])["content"]
+    assert (entry["token"], entry["bytes"]) == ("\ufffd", None)
+
+
+def test_where_tokens_begin() -> None:
+    """Offsets count characters; one that several tokens share counts for each of them."""
+    offsets = responses.TextOffsets()
+    texts = ["a", b"\xe2\x82", b"\xac", "é", b"b"]
+    assert [offsets.next(text) for text in texts] == [0, 1, 1, 2, 3]
 
 
 def test_a_texts_logprobs_are_openais() -> None:

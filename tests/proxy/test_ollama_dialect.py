@@ -203,7 +203,6 @@ def test_messages_that_it_cannot_take(message: Any, refused: tuple[str, str]) ->
     [
         ({"n": 2}, ("n", "unsupported_parameter")),
         ({"logit_bias": {"1": 1}}, ("logit_bias", "unsupported_parameter")),
-        ({"logprobs": True}, ("logprobs", "unsupported_parameter")),
         (
             {"tools": [TOOL], "tool_choice": "required"},
             ("tool_choice", "unsupported_parameter"),
@@ -250,6 +249,13 @@ def test_an_answer_with_tool_calls() -> None:
         "function": {"name": "weather", "arguments": '{"city":"Ulm"}'},
     }
     assert second["id"] == "c7"
+
+
+def test_cached_tokens_of_a_prompt() -> None:
+    """Newer releases tell how many of a prompt's tokens were cached."""
+    value = {"response": "Hi", "done": True, "prompt_eval_cached_count": 8, **FIGURES}
+    made = answered(DIALECT, text(), value)
+    assert made["usage"]["prompt_tokens_details"] == {"cached_tokens": 8}
 
 
 def test_an_answer_that_was_cached() -> None:

@@ -97,10 +97,10 @@ def test_parameters(fields: dict[str, Any], sampling: dict[str, Any]) -> None:
     assert sent(DIALECT, chat(**fields))["sampling_params"] == {"max_new_tokens": None, **sampling}
 
 
-@pytest.mark.parametrize("name", ["tools", "logprobs", "priority", "typical_p", "reasoning_effort"])
+@pytest.mark.parametrize("name", ["tools", "priority", "typical_p", "reasoning_effort"])
 def test_what_it_cannot_do_is_refused_or_dropped(name: str) -> None:
     """What SGLang's own API cannot do is refused by its name, or left out where configured."""
-    value = {"tools": [{}], "logprobs": True, "reasoning_effort": "low"}.get(name, 1)
+    value = {"tools": [{}], "reasoning_effort": "low"}.get(name, 1)
     call = chat(**{name: 0.5 if name == "typical_p" else value})
     assert refusal(DIALECT, call) == (name, "unsupported_parameter")
     assert sent(SglangDialect(render, "drop"), call)["sampling_params"] == {"max_new_tokens": None}

@@ -101,7 +101,7 @@ def test_a_schema_is_a_grammar() -> None:
     [
         ({"n": 2}, ("n", "unsupported_parameter")),
         ({"tools": [{"type": "function"}]}, ("tools", "unsupported_parameter")),
-        ({"logprobs": True}, ("logprobs", "unsupported_parameter")),
+        ({"logit_bias": {"1": 1}}, ("logit_bias", "unsupported_parameter")),
         ({"presence_penalty": 0.5}, ("presence_penalty", "unsupported_parameter")),
         ({"stop": ["a", "b", "c", "d", "e"]}, ("stop", "array_above_max_length")),
         ({"response_format": {"type": "json_object"}}, ("response_format", "unsupported_value")),
@@ -122,7 +122,7 @@ def test_what_it_cannot_do_is_refused(fields: dict[str, Any], refused: tuple[str
 def test_what_it_cannot_do_is_dropped() -> None:
     """Where that is configured, what TGI cannot do is left out."""
     dialect = TgiDialect(render, unsupported="drop")
-    call = chat(n=2, logprobs=True, response_format={"type": "json_object"})
+    call = chat(n=2, logit_bias={"1": 1}, response_format={"type": "json_object"})
     assert sent(dialect, call)["parameters"] == BASE
 
 

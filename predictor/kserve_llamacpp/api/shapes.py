@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import time
 from collections import defaultdict
 from typing import Protocol
@@ -10,7 +9,7 @@ from uuid import uuid4
 
 from kserve_llamacpp.engine.frames import Logprobs
 from openai_protocol import responses
-from openai_protocol.responses import Json
+from openai_protocol.responses import Json, TextOffsets
 
 
 class Shape(Protocol):
@@ -92,7 +91,7 @@ class TextShape:
         self.head = _head("cmpl", model, fingerprint)
         self._num_top_logprobs = num_top_logprobs
         self._echoes = echoes
-        self._offsets: defaultdict[int, _Offsets] = defaultdict(_Offsets)
+        self._offsets: defaultdict[int, TextOffsets] = defaultdict(TextOffsets)
 
     def opening(self, index: int) -> Json | None:
         """Return the chunk with the prompt, where it is to be repeated."""
@@ -127,20 +126,6 @@ class TextShape:
             return None
         offsets = [self._offsets[index].next(entry.drawn.text) for entry in logprobs]
         return responses.text_logprobs(logprobs, offsets, self._num_top_logprobs)
-
-
-class _Offsets:
-    """Where in a choice's text each token begins, in characters; a shared one counts for each."""
-
-    def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._length = 0
-
-    def next(self, data: bytes) -> int:
-        """Return where a token with these bytes begins."""
-        offset = self._length
-        self._length += len(self._decoder.decode(data))
-        return offset
 
 
 def _head(prefix: str, model: str, fingerprint: str) -> Json:

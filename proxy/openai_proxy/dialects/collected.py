@@ -27,8 +27,8 @@ class Whole:
         """Return it as OpenAI's stream: each choice in one piece."""
         writer = ChunkWriter(call)
         events = [
-            writer.text(choice.text, index) + writer.finish(choice.finish_reason, index)
-            for index, choice in enumerate(self.choices)
+            writer.text(choice.text, at, choice.draws) + writer.finish(choice.finish_reason, at)
+            for at, choice in enumerate(self.choices)
         ]
         return b"".join(events) + writer.end(self.usage)
 

@@ -30,6 +30,14 @@ from openai_proxy.dialects.base import (
     UpstreamRequest,
 )
 from openai_proxy.dialects.form import Choice, ChunkWriter, completion, usage_of
+from openai_proxy.dialects.logprobs import (
+    PARAMETERS,
+    Draw,
+    Token,
+    num_top_logprobs,
+    objects,
+    token,
+)
 from openai_proxy.dialects.ollama_messages import ollama_messages, ollama_tools, openai_calls
 from openai_proxy.dialects.openai import broken_stream, invalid_response
 from openai_proxy.dialects.parameters import Unsupported, checked
@@ -58,8 +66,11 @@ _OPTIONS = {
     "repetition_penalty": "repeat_penalty",
 }
 SUPPORTED = frozenset(
-    {*_OPTIONS, "max_tokens", "max_completion_tokens", "stop", "response_format", "think"}
-) | {"reasoning_effort"}
+    {
+        *(*_OPTIONS, *PARAMETERS, "max_tokens", "max_completion_tokens", "stop"),
+        *("response_format", "think", "reasoning_effort"),
+    }
+)
 SUPPORTED_CHAT = SUPPORTED | {"tools"}
 SUPPORTED_COMPLETIONS = SUPPORTED | {"suffix"}
 _EFFORTS: dict[str, str | bool] = {
@@ -117,7 +128,7 @@ class OllamaDialect:
                 body["suffix"] = pattern_of(values, "suffix")
             else:
                 body["raw"] = True
-        body |= _form(values)
+        body |= _form(values) | _logprobs(asked, values)
         options = self._options | _options(asked, values)
         if options:
             body["options"] = options
@@ -144,7 +155,8 @@ class OllamaDialect:
             for made in calls:
                 del made["index"]
             more |= {"tool_calls": calls, "content": text_in(said, "content") or None}
-        choice = Choice(text_in(said, "content"), _finish_reason(value, bool(calls)), more)
+        reason = _finish_reason(value, bool(calls))
+        choice = Choice(text_in(said, "content"), reason, more, _draws(call, value))
         return completion(call, [choice], _usage(value))
 
     def error(self, head: AnswerHead, body: bytes) -> ApiError:
@@ -186,7 +198,7 @@ class OllamaStream(TranslatedStream):
         events = b""
         if text_in(said, "thinking") and self._call.path == CHAT:
             events += self._writer.delta({"reasoning_content": said["thinking"]})
-        events += self._writer.text(text_in(said, "content"))
+        events += self._writer.text(text_in(said, "content"), draws=_draws(self._call, value))
         calls = openai_calls(said.get("tool_calls"), self._num_calls, self._call.answer_id)
         if calls:
             self._num_calls += len(calls)
@@ -223,6 +235,27 @@ def _form(values: Json) -> Json:
                 code=ErrorCode.INVALID_TYPE,
             )
     return form
+
+
+def _logprobs(asked: GenerationRequest, values: Json) -> Json:
+    num_top = num_top_logprobs(asked, values)
+    if num_top is None:
+        return {}
+    return {"logprobs": True, "top_logprobs": num_top} if num_top else {"logprobs": True}
+
+
+def _draws(call: Call, value: Json) -> list[Draw]:
+    """Return the tokens of a line or an answer; older releases tell none."""
+    if asked_of(call).num_top_logprobs is None:
+        return []
+    return [
+        Draw(_token(told), [_token(one) for one in objects(told.get("top_logprobs"))])
+        for told in objects(value.get("logprobs"))
+    ]
+
+
+def _token(told: Json) -> Token:
+    return token(told.get("token"), told.get("logprob"), told.get("bytes"))
 
 
 def _think(effort: Any) -> str | bool:
@@ -271,4 +304,7 @@ def _finish_reason(value: Json, has_calls: bool) -> str:
 
 def _usage(value: Json) -> Json | None:
     prompt, generated = count_in(value, "prompt_eval_count"), count_in(value, "eval_count")
-    return None if prompt is None or generated is None else usage_of(prompt, generated)
+    if prompt is None or generated is None:
+        return None
+    cached = count_in(value, "prompt_eval_cached_count") or 0  # not told by older releases
+    return usage_of(prompt, generated, min(cached, prompt))

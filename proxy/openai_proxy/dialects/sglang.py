@@ -29,6 +29,7 @@ from openai_proxy.dialects.base import (
     UpstreamRequest,
 )
 from openai_proxy.dialects.form import Choice, ChunkWriter, completion, usage_of
+from openai_proxy.dialects.logprobs import PARAMETERS, num_top_logprobs
 from openai_proxy.dialects.openai import broken_stream, invalid_response
 from openai_proxy.dialects.parameters import Unsupported, checked
 from openai_proxy.dialects.reading import (
@@ -41,6 +42,7 @@ from openai_proxy.dialects.reading import (
     text_in,
     to_json,
 )
+from openai_proxy.dialects.sglang_tokens import ToldTokens
 from openai_proxy.dialects.upstream_errors import failed, told_error, upstream_error
 from openai_proxy.dialects.withheld import GrowingText
 
@@ -64,7 +66,10 @@ _NAMES = {
 }
 _GRAMMARS = ("regex", "ebnf")
 SUPPORTED = frozenset(
-    {*_NAMES, *_GRAMMARS, "max_tokens", "max_completion_tokens", "stop", "response_format"}
+    {
+        *(*_NAMES, *_GRAMMARS, *PARAMETERS),
+        *("max_tokens", "max_completion_tokens", "stop", "response_format"),
+    }
 )
 _ANY_OBJECT = {"type": "object"}
 
@@ -95,8 +100,11 @@ class SglangDialect:
         prompts = prompts_of(call, self._render)
         name = "text" if isinstance(prompts[0], str) else "input_ids"
         body: Json = {name: prompts if len(prompts) > 1 else prompts[0]}
-        body["sampling_params"] = self._sampling(asked_of(call))
+        asked = asked_of(call)
+        values = checked(asked, SUPPORTED, self._unsupported)
+        body["sampling_params"] = _sampling(asked, values)
         body["stream"] = call.is_stream
+        body |= _logprobs(asked, values)
         return UpstreamRequest("/generate", passed_headers(call), to_json(body))
 
     def answer(self, call: Call, head: AnswerHead, body: bytes) -> bytes:
@@ -107,7 +115,7 @@ class SglangDialect:
         results = value if isinstance(value, list) else [value]
         if len(results) != _num_choices(call):
             raise invalid_response()
-        choices = [_choice(result) for result in results]
+        choices = [_choice(call, result) for result in results]
         metas = [object_in(result, "meta_info") for result in results]
         return completion(call, choices, _usage(metas, asked_of(call).num_choices))
 
@@ -133,23 +141,6 @@ class SglangDialect:
         names = [text_in(item, "id") for item in data if isinstance(item, dict)]
         return tuple(name for name in names if name)
 
-    def _sampling(self, asked: GenerationRequest) -> Json:
-        values = checked(asked, SUPPORTED, self._unsupported)
-        # null, not left out: where nothing is said, SGLang ends after 128 tokens
-        sampling: Json = {"max_new_tokens": asked.token_limit}
-        sampling |= {_NAMES[name]: value for name, value in values.items() if name in _NAMES}
-        if sampling.get("top_k") == 0:
-            sampling["top_k"] = -1  # its way to say: all
-        if asked.stop_strings():
-            sampling["stop"] = asked.stop_strings()
-        for name in _GRAMMARS:
-            if name in values:
-                sampling[name] = pattern_of(values, name)
-        schema = schema_of(values["response_format"]) if "response_format" in values else None
-        if schema is not None:
-            sampling["json_schema"] = to_json(schema or _ANY_OBJECT).decode()
-        return sampling
-
 
 class SglangStream(TranslatedStream):
     """Translates one stream: of each text only what is new, and nothing that is taken back."""
@@ -164,6 +155,7 @@ class SglangStream(TranslatedStream):
         self._writer = ChunkWriter(call)
         self._num_samples = num_samples
         self._texts = [GrowingText(stops, is_incremental) for _ in range(num_choices)]
+        self._tokens = [ToldTokens(call, is_incremental) for _ in range(num_choices)]
         self._ended: dict[int, Json] = {}  # a choice's last meta_info
 
     def _take(self, piece: bytes) -> bytes:
@@ -180,7 +172,9 @@ class SglangStream(TranslatedStream):
             return b""
         meta = object_in(value, "meta_info")
         reason = _finish_reason(meta)
-        events = self._writer.text(self._texts[index].advance(text, reason is not None), index)
+        shown = self._texts[index].advance(text, reason is not None)
+        draws = self._tokens[index].advance(meta, shown)
+        events = self._writer.text(shown, index, draws)
         if reason is not None:
             self._ended[index] = meta
             events += self._writer.finish(reason, index)
@@ -195,16 +189,44 @@ class SglangStream(TranslatedStream):
         return self._writer.end(_usage(metas, self._num_samples))
 
 
+def _sampling(asked: GenerationRequest, values: Json) -> Json:
+    # null, not left out: where nothing is said, SGLang ends after 128 tokens
+    sampling: Json = {"max_new_tokens": asked.token_limit}
+    sampling |= {_NAMES[name]: value for name, value in values.items() if name in _NAMES}
+    if sampling.get("top_k") == 0:
+        sampling["top_k"] = -1  # its way to say: all
+    if asked.stop_strings():
+        sampling["stop"] = asked.stop_strings()
+    for name in _GRAMMARS:
+        if name in values:
+            sampling[name] = pattern_of(values, name)
+    schema = schema_of(values["response_format"]) if "response_format" in values else None
+    if schema is not None:
+        sampling["json_schema"] = to_json(schema or _ANY_OBJECT).decode()
+    return sampling
+
+
+def _logprobs(asked: GenerationRequest, values: Json) -> Json:
+    """Return the wish for tokens' probabilities, which SGLang takes beside the parameters."""
+    num_top = num_top_logprobs(asked, values)
+    if num_top is None:
+        return {}
+    return {"return_logprob": True, "top_logprobs_num": num_top, "return_text_in_logprobs": True}
+
+
 def _num_choices(call: Call) -> int:
     asked = asked_of(call)
     num_prompts = len(asked.prompts()) if isinstance(asked, CompletionRequest) else 1
     return num_prompts * asked.num_choices
 
 
-def _choice(result: Any) -> Choice:
-    if not isinstance(result, dict) or not isinstance(result.get("text"), str):
+def _choice(call: Call, result: Any) -> Choice:
+    text = result.get("text") if isinstance(result, dict) else None
+    if not isinstance(text, str):
         raise invalid_response()
-    return Choice(result["text"], _finish_reason(object_in(result, "meta_info")) or "stop")
+    meta = object_in(result, "meta_info")
+    reason = _finish_reason(meta) or "stop"
+    return Choice(text, reason, draws=ToldTokens(call).advance(meta, text))
 
 
 def _finish_reason(meta: Json) -> str | None:

@@ -7,9 +7,11 @@ Errors are `{"error", "error_type"}`; a stream has them as events, under status 
 from __future__ import annotations
 
 import re
+from itertools import zip_longest
+from typing import Any
 
 from openai_protocol.errors import ApiError, ErrorCode, InvalidRequest
-from openai_protocol.requests import GenerationRequest
+from openai_protocol.requests import ChatCompletionRequest, GenerationRequest
 from openai_protocol.sse import MEDIA_TYPE
 from openai_proxy.dialects.asked import (
     asked_of,
@@ -29,6 +31,16 @@ from openai_proxy.dialects.base import (
     UpstreamRequest,
 )
 from openai_proxy.dialects.form import Choice, ChunkWriter, completion, usage_of
+from openai_proxy.dialects.logprobs import (
+    PARAMETERS,
+    Draw,
+    HeldDraws,
+    Token,
+    draws_of,
+    num_top_logprobs,
+    objects,
+    token,
+)
 from openai_proxy.dialects.openai import broken_stream, invalid_response
 from openai_proxy.dialects.parameters import Unsupported, checked
 from openai_proxy.dialects.reading import (
@@ -45,11 +57,13 @@ from openai_proxy.dialects.upstream_errors import told_error, upstream_error
 from openai_proxy.dialects.withheld import StopText, without_stop
 
 MAX_STOP_STRINGS = 4  # TGI's own default of --max-stop-sequences
+MAX_TOP_LOGPROBS = 5  # and of --max-top-n-tokens
 SUPPORTED = frozenset(
     {
         *("temperature", "top_p", "top_k", "typical_p", "seed", "stop", "max_tokens"),
         *("max_completion_tokens", "frequency_penalty", "repetition_penalty"),
         *("response_format", "regex"),
+        *PARAMETERS,
     }
 )
 _FINISH_REASONS = {"length": "length", "eos_token": "stop", "stop_sequence": "stop"}
@@ -67,6 +81,7 @@ _NAMES = {
     "stop": "stop",
     "seed": "seed",
     "grammar": "response_format",
+    "top_n_tokens": "top_logprobs",
 }
 _NAME = re.compile(r"`(\w+)`")
 _TOO_LONG = re.compile(r"`inputs` (tokens|must have less than)")
@@ -75,7 +90,8 @@ _TOO_LONG = re.compile(r"`inputs` (tokens|must have less than)")
 class TgiDialect:
     """Speaks TGI's own API; `render` turns chats into prompts, since `/generate` takes text.
 
-    `max_stop_strings` is the server's own limit (`--max-stop-sequences`).
+    `max_stop_strings` and `max_top_logprobs` are the server's own limits (`--max-stop-sequences`,
+    `--max-top-n-tokens`).
     """
 
     base_path = ""
@@ -88,11 +104,13 @@ class TgiDialect:
         render: Render | None = None,
         unsupported: Unsupported = "refuse",
         max_stop_strings: int | str = MAX_STOP_STRINGS,
+        max_top_logprobs: int | str = MAX_TOP_LOGPROBS,
     ) -> None:
         """Raises ValueError for an option that is none."""
         self._render = render
         self._unsupported = unsupported
         self._max_stop_strings = whole_number("max_stop_strings", max_stop_strings)
+        self._max_top_logprobs = whole_number("max_top_logprobs", max_top_logprobs, least=0)
 
     def request(self, call: Call) -> UpstreamRequest:
         """Translate a call; raises InvalidRequest."""
@@ -111,9 +129,12 @@ class TgiDialect:
         if not isinstance(text, str):
             raise invalid_response()
         details = object_in(value, "details")
-        if details.get("finish_reason") == "stop_sequence":
+        is_stop = details.get("finish_reason") == "stop_sequence"
+        if is_stop:
             text = without_stop(text, asked_of(call).stop_strings())
-        return completion(call, [Choice(text, _finish_reason(details))], _usage(details, head))
+        draws = _draws(call, details.get("tokens"), details.get("top_tokens"))
+        choice = Choice(text, _finish_reason(details), draws=draws_of(text, draws, is_stop))
+        return completion(call, [choice], _usage(details, head))
 
     def error(self, head: AnswerHead, body: bytes) -> ApiError:
         """Translate an answer with an error status; 422, bad input, becomes 400."""
@@ -147,7 +168,21 @@ class TgiDialect:
         grammar = self._grammar(values)
         if grammar:
             parameters["grammar"] = grammar
+        if num_top := self._num_top(asked, values):
+            parameters["top_n_tokens"] = num_top
         return parameters
+
+    def _num_top(self, asked: GenerationRequest, values: Json) -> int | None:
+        num_top = num_top_logprobs(asked, values)
+        if num_top is not None and num_top > self._max_top_logprobs:
+            name = "top_logprobs" if isinstance(asked, ChatCompletionRequest) else "logprobs"
+            raise InvalidRequest(
+                f"Invalid '{name}': this model tells {self._max_top_logprobs} alternatives of a "
+                f"token at most, but got {num_top}.",
+                param=name,
+                code=ErrorCode.INTEGER_ABOVE_MAX_VALUE,
+            )
+        return num_top
 
     def _stops(self, asked: GenerationRequest) -> list[str]:
         stops = asked.stop_strings()
@@ -181,28 +216,56 @@ class TgiStream(TranslatedStream):
 
     def __init__(self, call: Call) -> None:
         super().__init__(Events())
+        self._call = call
         self._writer = ChunkWriter(call)
         self._text = StopText(asked_of(call).stop_strings())
+        self._draws = HeldDraws()
 
     def _take(self, piece: bytes) -> bytes:
         value = json_piece(piece)
         if "error" in value:
             raise _told(value)
-        token = value.get("token")
-        if not isinstance(token, dict):
+        told = value.get("token")
+        if not isinstance(told, dict):
             raise broken_stream()
-        text = "" if token.get("special") is True else text_in(token, "text")
-        events = self._writer.text(self._text.add(text))
+        self._draws.add(_draws(self._call, [told], [value.get("top_tokens")]))
+        shown = self._text.add("" if told.get("special") is True else text_in(told, "text"))
+        events = self._writer.text(shown, draws=self._draws.shown(shown))
         if value.get("generated_text") is None:
             return events
+        return events + self._end(object_in(value, "details"))
+
+    def _end(self, details: Json) -> bytes:
         self._is_complete = True
-        details = object_in(value, "details")
-        events += self._writer.text(self._text.end(details.get("finish_reason") == "stop_sequence"))
+        is_stop = details.get("finish_reason") == "stop_sequence"
+        shown = self._text.end(is_stop)
+        draws = self._draws.shown(shown)
+        if not is_stop:
+            draws += self._draws.rest()
         return (
-            events
+            self._writer.text(shown, draws=draws)
             + self._writer.finish(_finish_reason(details))
             + self._writer.end(_usage(details))
         )
+
+
+def _draws(call: Call, tokens: Any, tops: Any) -> list[Draw]:
+    """Return the tokens that TGI tells, special ones left out; none where nobody asked for them.
+
+    It tells more alternatives than were asked for where some are equally likely.
+    """
+    num_top = asked_of(call).num_top_logprobs
+    if num_top is None or not isinstance(tokens, list):
+        return []
+    return [
+        Draw(_token(told), [_token(one) for one in objects(top)[:num_top]])
+        for told, top in zip_longest(tokens, tops if isinstance(tops, list) else [])
+        if isinstance(told, dict) and told.get("special") is not True
+    ]
+
+
+def _token(told: Json) -> Token:
+    return token(told.get("text"), told.get("logprob"), token_id=told.get("id"))
 
 
 def _drawing(values: Json) -> Json:

@@ -84,12 +84,20 @@ def _lines(body: Any, is_chat: bool) -> Iterator[Any]:
         yield head | {"message": message} | _MORE
     else:
         for word in WORDS[:limit]:
-            yield head | _part(word, is_chat) | _MORE
+            yield head | _part(word, is_chat) | _logprobs(body, word) | _MORE
     reason = "length" if limit < len(WORDS) else "stop"
     yield head | _part("", is_chat) | {"done": True, "done_reason": reason} | FIGURES
 
 
 _MORE = {"done": False}
+
+
+def _logprobs(body: Any, word: str) -> Any:
+    if not body.get("logprobs"):
+        return {}
+    told = {"token": word, "logprob": -0.5, "bytes": list(word.encode())}
+    others = [{"token": f"#{n}", "logprob": -2.0} for n in range(body.get("top_logprobs", 0))]
+    return {"logprobs": [told | ({"top_logprobs": others} if others else {})]}
 
 
 def _part(text: str, is_chat: bool) -> Any:
@@ -98,6 +106,8 @@ def _part(text: str, is_chat: bool) -> Any:
 
 def _whole(lines: list[Any], is_chat: bool) -> Any:
     whole = dict(lines[-1])
+    if logprobs := [told for line in lines for told in line.get("logprobs", [])]:
+        whole["logprobs"] = logprobs
     if not is_chat:
         return whole | {"response": "".join(line["response"] for line in lines)}
     message: dict[str, Any] = {"role": "assistant", "content": ""}

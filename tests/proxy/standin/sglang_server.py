@@ -13,6 +13,7 @@ from tests.proxy.standin.sse import write_stream
 # The text so far, token by token: one ends in half a character, one in half a stop string.
 GROWING = ("Hello", "Hello \ufffd", "Hello é", "Hello é EN", "Hello é END", "Hello é END more")
 TEXT = GROWING[-1]
+TOKENS = ("Hello", " \ufffd", "\ufffd", " EN", "D", " more")  # decoded one by one
 MODEL = "qwen"
 TOO_LONG = "too long"  # in a prompt: what then happens
 ABORTED = "aborted"
@@ -58,10 +59,10 @@ class SglangServer:
         is_aborted = ABORTED in str(prompts)
         if body.get("stream"):
             is_batch = is_list or num > 1
-            parts = _events(body["sampling_params"], num, is_batch, is_aborted)
+            parts = _events(body, num, is_batch, is_aborted)
             return await write_stream(request, parts)
         text, num_tokens, reason = final(body["sampling_params"])
-        results = [_result(text, num_tokens, reason) for _ in range(num)]
+        results = [_result(body, text, num_tokens, reason) for _ in range(num)]
         return web.json_response(results if is_list or num > 1 else results[0])
 
 
@@ -77,20 +78,26 @@ def final(sampling: Any) -> tuple[str, int, Any]:
     return TEXT, len(GROWING), {"type": "stop", "matched": 2}
 
 
-def _events(sampling: Any, num: int, is_batch: bool, is_aborted: bool) -> Iterator[bytes]:
-    text, num_tokens, reason = final(sampling)
-    made = [_result(so_far, n, None) for n, so_far in enumerate(GROWING[: num_tokens - 1], 1)]
-    made.append(_result(text, num_tokens, reason))
+def _events(body: Any, num: int, is_batch: bool, is_aborted: bool) -> Iterator[bytes]:
+    text, num_tokens, reason = final(body["sampling_params"])
+    made = [_result(body, so_far, n, None) for n, so_far in enumerate(GROWING[: num_tokens - 1], 1)]
+    made.append(_result(body, text, num_tokens, reason))
     if is_aborted:
-        made[1:] = [_result("", 1, {"type": "abort", "message": "secret", "status_code": 500})]
+        failed = {"type": "abort", "message": "secret", "status_code": 500}
+        made[1:] = [_result(body, "", 1, failed)]
     for result in made:
         for index in range(num):
             yield event(result | ({"index": index} if is_batch else {}))
     yield b"data: [DONE]\n\n"
 
 
-def _result(text: str, num_tokens: int, reason: Any) -> Any:
+def _result(body: Any, text: str, num_tokens: int, reason: Any) -> Any:
     meta = {"id": "x", "finish_reason": reason, "prompt_tokens": 4, "cached_tokens": 1}
+    if body.get("return_logprob"):
+        told = [[-0.5, n, word] for n, word in enumerate(TOKENS)]
+        others = [[-2.0, 9, "#"]] * body["top_logprobs_num"]
+        meta["output_token_logprobs"] = told[:num_tokens]
+        meta["output_top_logprobs"] = [others or None] * num_tokens
     return {"text": text, "meta_info": meta | {"completion_tokens": num_tokens}}
 
 

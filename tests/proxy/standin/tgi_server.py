@@ -41,7 +41,9 @@ class TgiServer:
             return web.json_response(error, status=status)
         tokens, reason = _tokens(body["parameters"])
         details = {"finish_reason": reason, "generated_tokens": len(tokens), "seed": None}
-        details |= {"prefill": [], "tokens": []}
+        details |= {"prefill": [], "tokens": [token(text)["token"] for text in tokens]}
+        if num_top := body["parameters"].get("top_n_tokens"):
+            details["top_tokens"] = [top_tokens(text, num_top) for text in tokens]
         headers = {"x-prompt-tokens": "9", "x-generated-tokens": str(len(tokens))}
         text = "".join(tokens)
         return web.json_response({"generated_text": text, "details": details}, headers=headers)
@@ -67,6 +69,8 @@ def _error(body: Any) -> tuple[int, Any]:
         wrong = "`temperature` must be strictly positive"
     if not 0 < parameters.get("top_p", 0.5) < 1:
         wrong = "`top_p` must be > 0.0 and < 1.0"
+    if not 0 <= parameters.get("top_n_tokens", 0) <= 5:
+        wrong = "`top_n_tokens` must be >= 0 and <= 5. Given: 6"
     if len(parameters.get("stop", [])) > 4:
         wrong = "`stop` supports up to 4 stop sequences. Given: 5"
     limit = parameters.get("max_new_tokens") or 0
@@ -104,17 +108,25 @@ def _events(body: Any) -> Iterator[bytes]:
         return
     if reason == "eos_token":
         tokens.append("</s>")
+    num_top = body["parameters"].get("top_n_tokens", 0)
     for text in tokens[:-1]:
-        yield event(token(text))
+        yield event(token(text, num_top))
     details = {"finish_reason": reason, "generated_tokens": len(tokens), "input_length": 9}
     whole = "".join(tokens).removesuffix("</s>")
-    yield event(token(tokens[-1]) | {"generated_text": whole, "details": details})
+    yield event(token(tokens[-1], num_top) | {"generated_text": whole, "details": details})
 
 
-def token(text: str) -> Any:
+def token(text: str, num_top: int = 0) -> Any:
     """One event's data in mid-stream."""
-    made = {"id": 1, "text": text, "logprob": -0.1, "special": text == "</s>"}
-    return {"index": 1, "token": made, "generated_text": None, "details": None}
+    made = {"id": 1, "text": text, "logprob": -0.5, "special": text == "</s>"}
+    top = {"top_tokens": top_tokens(text, num_top)} if num_top else {}
+    return {"index": 1, "token": made, "generated_text": None, "details": None, **top}
+
+
+def top_tokens(text: str, num_top: int) -> Any:
+    """The alternatives of a token: one more than was asked for, as two are equally likely."""
+    others = [{"id": 2 + n, "text": f"#{n}", "logprob": -2.0} for n in range(num_top)]
+    return [{"id": 1, "text": text, "logprob": -0.5}, *others]
 
 
 def event(value: Any) -> bytes:
