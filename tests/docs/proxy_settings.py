@@ -102,8 +102,8 @@ def _meaning(alias: Alias) -> str:
         alias.meaning if isinstance(alias.meaning, tuple) else (alias.meaning,)
     )
     text = ", ".join(f"`{meaning}`" for meaning in meanings)
-    for name, value in alias.implies.items():
-        text += f", and `{name}: {value}`"
+    for name, read in alias.implies.items():
+        text += f", and `{name}: {read(alias.meaning)}`"
     if alias.with_backend is not None:
         text += f"; `{alias.with_backend}` where there is a `backend`"
     return text

@@ -44,8 +44,8 @@ def test_alias(alias: Alias, tmp_path: Path) -> None:
     default = Settings.model_fields[alias.setting].get_default(call_default_factory=True)
     meaning = default if alias.meaning is None else alias.meaning
     assert agree(getattr(found.settings, alias.setting), meaning)
-    for name, value in alias.implies.items():
-        assert getattr(found.settings, name) == value
+    for name, read_implied in alias.implies.items():
+        assert getattr(found.settings, name) == read_implied(alias.meaning)
 
 
 @pytest.mark.parametrize("alias", ALIASES, ids=lambda alias: alias.name)
@@ -214,6 +214,35 @@ def test_shimmy_port_of_a_backend() -> None:
     assert (settings.backend_port, settings.upstream_url) == (8080, None)
     environ["INFERENCE_BACKEND"] = "llamacpp"
     assert load_all(Flags(), environ).settings.backend_port == 8080
+
+
+@pytest.mark.parametrize(
+    ("provider", "dialect"),
+    [
+        ("LM Studio", "openai"),
+        ("llama.cpp", "openai"),
+        ("OpenAI", "openai"),
+        ("ollama", "openai"),
+        ("vllm", "openai"),
+        ("sglang", "openai"),
+        ("triton", "triton"),
+        ("shimmy", "shimmy"),
+    ],
+)
+def test_providers(provider: str, dialect: str) -> None:
+    """A provider is asked in OpenAI's form where it has that, and /health calls it by its name."""
+    settings = load_all(Flags(), {**UPSTREAM, "INFERENCE_INFERENCE_PROVIDER": provider}).settings
+    assert (settings.provider, settings.upstream_dialect) == (provider.lower(), dialect)
+
+
+def test_a_provider_whose_dialect_is_given() -> None:
+    """A provider that nobody knows is just a name, once its dialect is said; else it is refused."""
+    environ = {**UPSTREAM, "INFERENCE_INFERENCE_PROVIDER": "ours"}
+    with pytest.raises(ConfigError, match=r"INFERENCE_INFERENCE_PROVIDER.*openai.*'triton'"):
+        load_all(Flags(), environ)
+    environ["OPENAI_PROXY_UPSTREAM_DIALECT"] = "tgi"
+    settings = load_all(Flags(), environ).settings
+    assert (settings.provider, settings.upstream_dialect) == ("ours", "tgi")
 
 
 def test_nothing_is_implied_by_what_lost() -> None:

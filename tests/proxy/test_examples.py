@@ -291,5 +291,5 @@ def test_the_forms_are_settings() -> None:
     }
     document = yaml.safe_load((EXAMPLES / "inference-service/config/default.yaml").read_text())
     ours |= {name: value for name, value in document.items() if isinstance(value, str)}
-    assert {"errors", "health", "metrics_namespace", "provider"} <= set(ours)
+    assert {"errors", "health", "metrics_namespace"} <= set(ours)
     assert [name for name in ours if name not in fields] == []

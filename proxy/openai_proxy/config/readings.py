@@ -7,7 +7,7 @@ where it says nothing. What it does not know it returns as it is, for the settin
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 _LEVELS = {
@@ -34,7 +34,14 @@ _RUST_LEVELS = _LEVELS | {
 _RUST_PROGRAMS = frozenset(
     {"seminstruct", "inference_server", "inference_service", "llm_inference_api"}
 )
-_PROVIDERS = {"lmstudio": "openai", "lm_studio": "openai", "lm-studio": "openai"}
+# Servers with an API of OpenAI's form, which is what that system's base_url is about, by their
+# names without dashes; those that also have one of their own are meant with OpenAI's.
+_OPENAI_PROVIDERS = frozenset(
+    {
+        *("openai", "lmstudio", "ollama", "vllm", "sglang", "tgi", "llamacpp", "llamaserver"),
+        *("llamafile", "localai", "jan", "mistralrs"),
+    }
+)
 _CONSOLE = frozenset({"stdout", "stderr", "console"})
 
 
@@ -78,10 +85,20 @@ def names(value: Any) -> Any:
     return tuple(value) if isinstance(value, Sequence) else value
 
 
+def provider(value: Any) -> Any:
+    """Return a provider's name, in lower case."""
+    return str(value).strip().lower()
+
+
 def dialect(value: Any) -> Any:
-    """Return the dialect of a provider: LM Studio speaks OpenAI's."""
-    text = str(value).strip().lower()
-    return _PROVIDERS.get(text, text)
+    """Return the dialect of a provider: LM Studio speaks OpenAI's, shimmy its own."""
+    text = provider(value)
+    return "openai" if re.sub(r"[-_. ]", "", text) in _OPENAI_PROVIDERS else text
+
+
+def always(value: Any) -> Callable[[Any], Any]:
+    """Return a reading that has this value, whatever it reads."""
+    return lambda _: value
 
 
 def local_url(value: Any) -> Any:

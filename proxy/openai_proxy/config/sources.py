@@ -143,9 +143,9 @@ def with_implied(layer: Layer) -> Layer:
         origin = origins.get((alias.setting,))
         if origin is None or alias.name not in (origin.name, origin.key):
             continue
-        for name, value in alias.implies.items():
+        for name, read in alias.implies.items():
             if name not in values:
-                values[name] = value
+                values[name] = read(values[alias.setting])
                 origins[name,] = origin
     return Layer(values, origins)
 
