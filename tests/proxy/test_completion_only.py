@@ -11,21 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openai_protocol.errors import ApiError, BadGateway, InvalidRequest
-from openai_proxy.dialects.asked import prompt_of
+from openai_proxy.dialects.asked import posted
 from openai_proxy.dialects.base import AnswerHead, PassedError
 from openai_proxy.dialects.kserve_v1 import KServeV1Dialect
 from openai_proxy.dialects.kserve_v2 import KServeV2Dialect
+from openai_proxy.dialects.model_paths import model_segment
 from openai_proxy.dialects.options import truth
-from openai_proxy.dialects.outcomes import finish_reason, refusal
-from openai_proxy.dialects.prompts import (
-    PromptEcho,
-    forwarded,
-    model_segment,
-    num_texts,
-    texts_of,
-)
+from openai_proxy.dialects.outcomes import finish_reason
+from openai_proxy.dialects.prompts import num_texts, prompt_of, texts_of
 from openai_proxy.dialects.triton import TritonDialect
+from openai_proxy.dialects.upstream_errors import protocol_error
 from openai_proxy.dialects.vocabulary import Vocabulary, same, vocabulary
+from openai_proxy.dialects.withheld import PromptEcho
 from tests.proxy.calls import chat, text
 from tests.proxy.translating import render
 
@@ -101,7 +98,7 @@ def test_headers_about_another_body_are_dropped() -> None:
         ("authorization", "Bearer k"),
         ("x-tenant", "blue"),
     ]
-    assert forwarded(chat(headers=headers)) == [
+    assert posted(chat(headers=headers), "/infer", {}).headers == [
         ("x-tenant", "blue"),
         ("content-type", "application/json"),
     ]
@@ -218,21 +215,21 @@ def test_an_aborted_text_has_failed() -> None:
 )
 def test_refusals(status: int, body: bytes, expected: tuple[int, str, str | None]) -> None:
     """Each error has a status, a code and a field that OpenAI's clients understand."""
-    error = refusal(AnswerHead(status, JSON), body)
+    error = protocol_error(AnswerHead(status, JSON), body)
     assert (error.status, str(error.code), error.param) == expected
     assert "secret" not in error.message
 
 
 def test_an_error_in_an_event_is_one() -> None:
     """Triton frames an error as an event, under the error's own status."""
-    error = refusal(AnswerHead(400, "text/event-stream"), b'data: {"error":"too hot"}\n\n')
+    error = protocol_error(AnswerHead(400, "text/event-stream"), b'data: {"error":"too hot"}\n\n')
     assert error.message == "too hot"
 
 
 def test_our_own_envelope_passes() -> None:
     """An error that has OpenAI's form already passes with its code."""
     body = json.dumps({"error": {"message": "m", "type": "t", "code": "queue_full"}}).encode()
-    error = refusal(AnswerHead(429, JSON, retry_after="3"), body)
+    error = protocol_error(AnswerHead(429, JSON, retry_after="3"), body)
     assert isinstance(error, PassedError)
     assert (error.body(), error.headers()) == (body, {"retry-after": "3"})
 
@@ -242,7 +239,7 @@ def test_our_own_envelope_passes() -> None:
 )
 def test_any_error_is_an_envelope(status: int, media_type: str, body: bytes) -> None:
     """Whatever is said under whatever status, an error with a code comes out."""
-    error = refusal(AnswerHead(status, media_type), body)
+    error = protocol_error(AnswerHead(status, media_type), body)
     assert isinstance(error, ApiError)
     assert error.status >= 400
     assert error.code

@@ -1,19 +1,18 @@
-"""What a request asks of an upstream whose API is not OpenAI's: its model, prompt and form."""
+"""What a request asks of an upstream whose API is not OpenAI's: its model and its form."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from openai_protocol.errors import ErrorCode, InvalidRequest
-from openai_protocol.requests import (
-    ChatCompletionRequest,
-    CompletionRequest,
-    GenerationRequest,
-)
-from openai_proxy.dialects.base import Call, Headers, Json, Render
+from openai_protocol.requests import GenerationRequest
+from openai_proxy.dialects.base import Call, Json, UpstreamRequest
+from openai_proxy.dialects.fields import to_json
 from openai_proxy.dialects.openai import OpenAIDialect
 
-_OPENAI = OpenAIDialect()
+_OPENAI = OpenAIDialect()  # knows which headers pass
+# They change how KServe and Triton read a body: what the client sent was another one.
+_ABOUT_BODIES = ("ce-", "inference-header-")
 
 
 def asked_of(call: Call) -> GenerationRequest:
@@ -22,9 +21,12 @@ def asked_of(call: Call) -> GenerationRequest:
     return call.asked
 
 
-def passed_headers(call: Call) -> Headers:
-    """Return the client's headers that are the upstream's business, and the content type."""
-    return _OPENAI.request(call).headers
+def posted(call: Call, path: str, body: Json) -> UpstreamRequest:
+    """Return a request for an upstream, with the client's headers that are its business."""
+    headers = [
+        pair for pair in _OPENAI.request(call).headers if not pair[0].startswith(_ABOUT_BODIES)
+    ]
+    return UpstreamRequest(path, headers, to_json(body))
 
 
 def model_of(call: Call) -> str:
@@ -36,42 +38,6 @@ def model_of(call: Call) -> str:
             code=ErrorCode.MISSING_REQUIRED_PARAMETER,
         )
     return call.upstream_model
-
-
-def prompt_of(call: Call, render: Render | None) -> str:
-    """Return the text that is to be completed, for an upstream that takes one.
-
-    Raises InvalidRequest for several prompts, token ids, no text, and a chat that nothing renders.
-    """
-    prompts = prompts_of(call, render)
-    if len(prompts) > 1:
-        raise _unsupported("This model takes one prompt in a request.")
-    prompt = prompts[0]
-    if not isinstance(prompt, str):
-        raise _unsupported("This model takes its prompt as text, not as token ids.")
-    if not prompt:
-        raise InvalidRequest(
-            "'prompt' is empty: send at least one character.",
-            param="prompt",
-            code=ErrorCode.EMPTY_PROMPT,
-        )
-    return prompt
-
-
-def prompts_of(call: Call, render: Render | None) -> list[str | list[int]]:
-    """Return the prompts, each as text or as token ids; raises InvalidRequest as `render` does."""
-    asked = call.asked
-    if isinstance(asked, CompletionRequest):
-        return asked.prompts()
-    assert isinstance(asked, ChatCompletionRequest)
-    if render is None:
-        raise InvalidRequest(
-            "This model's server only completes text, and no chat template is configured for it: "
-            "set `chat_template` of its upstream, or use /v1/completions.",
-            param="messages",
-            code=ErrorCode.NO_CHAT_TEMPLATE,
-        )
-    return [render(asked.messages)]
 
 
 def schema_of(response_format: Any) -> Json | None:
@@ -110,15 +76,3 @@ def pattern_of(values: Json, name: str) -> str:
             code=ErrorCode.INVALID_TYPE,
         )
     return value
-
-
-def whole_number(name: str, value: int | str, least: int = 1) -> int:
-    """Return a dialect's option that counts something; raises ValueError."""
-    text = str(value).strip()
-    if not text.isdecimal() or int(text) < least:
-        raise ValueError(f"its option {name} must be a whole number of at least {least}")
-    return int(text)
-
-
-def _unsupported(text: str) -> InvalidRequest:
-    return InvalidRequest(text, param="prompt", code=ErrorCode.UNSUPPORTED_VALUE)

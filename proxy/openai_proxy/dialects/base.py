@@ -13,6 +13,7 @@ Headers = list[tuple[str, str]]
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
+GENERATING = frozenset({CHAT, COMPLETIONS})
 # Turns messages into a prompt; raises InvalidRequest.
 Render = Callable[[list[Message]], str]
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from openai_protocol import responses
 from openai_protocol.requests import ChatCompletionRequest
@@ -14,6 +12,7 @@ from openai_protocol.responses import TextOffsets
 from openai_protocol.responses import usage as usage_of
 from openai_protocol.sse import DONE, event
 from openai_proxy.dialects.base import CHAT, Call, Json
+from openai_proxy.dialects.fields import to_json
 from openai_proxy.dialects.logprobs import Draw
 
 __all__ = ["Choice", "ChunkWriter", "completion", "usage_of"]
@@ -63,7 +62,7 @@ def completion(call: Call, choices: Sequence[Choice], usage: Json | None) -> byt
     body: Json = {**head, "object": name, "choices": listed}
     if usage is not None:
         body["usage"] = usage
-    return _json(body)
+    return to_json(body)
 
 
 class ChunkWriter:
@@ -113,7 +112,7 @@ class ChunkWriter:
         return self._event(responses.chat_chunk(self._head, index, delta))
 
     def _event(self, value: Json) -> bytes:
-        return event(_json(value))
+        return event(to_json(value))
 
 
 def _head(call: Call) -> Json:
@@ -126,7 +125,3 @@ def _choice(call: Call, index: int, choice: Choice, logprobs: Json | None) -> Js
     made = responses.chat_choice(index, choice.text, choice.finish_reason, logprobs)
     made["message"] |= choice.message or {}
     return made
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()

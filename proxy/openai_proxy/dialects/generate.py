@@ -18,12 +18,13 @@ from openai_protocol.sse import DONE_PAYLOAD
 from openai_proxy.dialects.asked import asked_of
 from openai_proxy.dialects.base import Call, Json
 from openai_proxy.dialects.collected import Whole
+from openai_proxy.dialects.fields import object_in
 from openai_proxy.dialects.form import Choice, ChunkWriter, usage_of
 from openai_proxy.dialects.openai import broken_stream, invalid_response
-from openai_proxy.dialects.outcomes import answered, finish_reason, single
-from openai_proxy.dialects.prompts import PromptEcho
-from openai_proxy.dialects.reading import Events, TranslatedStream, json_piece, object_in
-from openai_proxy.dialects.withheld import StopText, without_stop
+from openai_proxy.dialects.outcomes import finish_reason, single
+from openai_proxy.dialects.reading import Events, TranslatedStream, json_piece
+from openai_proxy.dialects.upstream_errors import answered
+from openai_proxy.dialects.withheld import PromptEcho, StopText, without_stop
 
 
 @dataclass(frozen=True, slots=True)

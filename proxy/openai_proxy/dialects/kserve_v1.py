@@ -16,10 +16,9 @@ from typing import Any
 
 from openai_protocol.errors import ApiError
 from openai_protocol.requests import ChatCompletionRequest, CompletionRequest, GenerationRequest
-from openai_proxy.dialects.asked import asked_of
+from openai_proxy.dialects.asked import asked_of, posted
 from openai_proxy.dialects.base import (
-    CHAT,
-    COMPLETIONS,
+    GENERATING,
     AnswerHead,
     Call,
     Json,
@@ -28,19 +27,15 @@ from openai_proxy.dialects.base import (
     UpstreamRequest,
 )
 from openai_proxy.dialects.collected import CollectedStream, Whole
+from openai_proxy.dialects.fields import json_value, to_json
 from openai_proxy.dialects.form import Choice, usage_of
+from openai_proxy.dialects.model_paths import model_segment, quoted
 from openai_proxy.dialects.openai import invalid_response
 from openai_proxy.dialects.options import one_of, truth
-from openai_proxy.dialects.outcomes import answered, finish_reason, refusal, single
+from openai_proxy.dialects.outcomes import finish_reason, single
 from openai_proxy.dialects.parameters import Unsupported
-from openai_proxy.dialects.prompts import (
-    forwarded,
-    model_segment,
-    num_texts,
-    quoted,
-    texts_of,
-)
-from openai_proxy.dialects.reading import json_value, to_json
+from openai_proxy.dialects.prompts import num_texts, texts_of
+from openai_proxy.dialects.upstream_errors import answered, protocol_error
 from openai_proxy.dialects.vocabulary import Defaults, Names, same, vocabulary
 
 # A prediction is one text: choices are instances of their own, and logprobs have no place.
@@ -63,7 +58,7 @@ class KServeV1Dialect:
     """
 
     base_path = "/v1"
-    endpoints = frozenset({CHAT, COMPLETIONS})
+    endpoints = GENERATING
     stream_types = frozenset({"application/json"})
 
     def __init__(
@@ -104,7 +99,7 @@ class KServeV1Dialect:
         body: Json = {"instances": instances}
         if self._instance == "text" and parameters:
             body["parameters"] = parameters
-        return UpstreamRequest(path, forwarded(call), to_json(body))
+        return posted(call, path, body)
 
     def answer(self, call: Call, head: AnswerHead, body: bytes) -> bytes:
         """Translate a whole answer; raises BadGateway where it is none."""
@@ -112,7 +107,7 @@ class KServeV1Dialect:
 
     def error(self, head: AnswerHead, body: bytes) -> ApiError:
         """Translate an answer with an error status; what is wrong is named as its client did."""
-        error = refusal(head, body)
+        error = protocol_error(head, body)
         return _named_as_asked(error) if isinstance(error, PassedError) else error
 
     def stream(self, call: Call) -> CollectedStream:

@@ -13,10 +13,9 @@ from typing import Any
 
 from openai_protocol.errors import ApiError
 from openai_protocol.sse import MEDIA_TYPE
-from openai_proxy.dialects.asked import asked_of, prompt_of
+from openai_proxy.dialects.asked import asked_of, posted
 from openai_proxy.dialects.base import (
-    CHAT,
-    COMPLETIONS,
+    GENERATING,
     AnswerHead,
     Call,
     Json,
@@ -25,6 +24,7 @@ from openai_proxy.dialects.base import (
     UpstreamRequest,
 )
 from openai_proxy.dialects.collected import CollectedStream, Whole
+from openai_proxy.dialects.fields import json_value
 from openai_proxy.dialects.form import Choice
 from openai_proxy.dialects.generate import (
     GenerateStream,
@@ -34,19 +34,14 @@ from openai_proxy.dialects.generate import (
     read_piece,
     whole_answer,
 )
+from openai_proxy.dialects.model_paths import model_segment, quoted
 from openai_proxy.dialects.openai import invalid_response
 from openai_proxy.dialects.options import one_of, truth
-from openai_proxy.dialects.outcomes import finish_reason, refusal, single
+from openai_proxy.dialects.outcomes import finish_reason, single
 from openai_proxy.dialects.parameters import Unsupported
-from openai_proxy.dialects.prompts import (
-    forwarded,
-    model_segment,
-    num_texts,
-    quoted,
-    texts_of,
-)
-from openai_proxy.dialects.reading import json_value, to_json
+from openai_proxy.dialects.prompts import num_texts, prompt_of, texts_of
 from openai_proxy.dialects.tensors import read_answer, read_tensors
+from openai_proxy.dialects.upstream_errors import protocol_error
 from openai_proxy.dialects.vocabulary import Defaults, Names, same, vocabulary
 
 # The generate extension defines these; of what `infer` knows the protocol says nothing.
@@ -67,7 +62,7 @@ class KServeV2Dialect:
     """
 
     base_path = "/v2"
-    endpoints = frozenset({CHAT, COMPLETIONS})
+    endpoints = GENERATING
 
     def __init__(
         self,
@@ -111,7 +106,7 @@ class KServeV2Dialect:
             verb = "generate_stream" if call.is_stream else "generate"
             body = self._generate_body(call)
         path = f"/models/{model_segment(call, self._model)}{self._version}/{verb}"
-        return UpstreamRequest(path, forwarded(call), to_json(body))
+        return posted(call, path, body)
 
     def answer(self, call: Call, head: AnswerHead, body: bytes) -> bytes:
         """Translate a whole answer; raises BadGateway where it is none."""
@@ -121,7 +116,7 @@ class KServeV2Dialect:
 
     def error(self, head: AnswerHead, body: bytes) -> ApiError:
         """Translate an answer with an error status."""
-        return refusal(head, body)
+        return protocol_error(head, body)
 
     def stream(self, call: Call) -> StreamParser:
         """Return a parser for one stream, or for an answer that becomes one."""

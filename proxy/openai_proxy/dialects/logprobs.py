@@ -61,11 +61,6 @@ def token(text: Any, logprob: Any, raw: Any = None, token_id: Any = None) -> Tok
     return Token(text if REPLACEMENT in text else text.encode(), score)
 
 
-def objects(value: Any) -> list[Json]:
-    """Return a list's objects; what else is in it says nothing of tokens."""
-    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
-
-
 class HeldDraws:
     """Keeps tokens as long as their text is kept; owner: a choice's stream.
 

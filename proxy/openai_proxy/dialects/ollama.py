@@ -11,46 +11,26 @@ from typing import Any
 
 from openai_protocol.errors import ApiError, ErrorCode, InvalidRequest
 from openai_protocol.requests import ChatCompletionRequest, GenerationRequest
-from openai_proxy.dialects.asked import (
-    asked_of,
-    model_of,
-    passed_headers,
-    pattern_of,
-    prompt_of,
-    schema_of,
-    whole_number,
-)
+from openai_proxy.dialects.asked import asked_of, model_of, pattern_of, posted, schema_of
 from openai_proxy.dialects.base import (
     CHAT,
-    COMPLETIONS,
+    GENERATING,
     AnswerHead,
     Call,
     Json,
     Render,
     UpstreamRequest,
 )
+from openai_proxy.dialects.fields import count_in, json_value, names_in, objects_in, text_in
 from openai_proxy.dialects.form import Choice, ChunkWriter, completion, usage_of
-from openai_proxy.dialects.logprobs import (
-    PARAMETERS,
-    Draw,
-    Token,
-    num_top_logprobs,
-    objects,
-    token,
-)
+from openai_proxy.dialects.logprobs import PARAMETERS, Draw, Token, num_top_logprobs, token
 from openai_proxy.dialects.ollama_messages import ollama_messages, ollama_tools, openai_calls
 from openai_proxy.dialects.openai import broken_stream, invalid_response
+from openai_proxy.dialects.options import whole_number
 from openai_proxy.dialects.parameters import Unsupported, checked
-from openai_proxy.dialects.reading import (
-    Lines,
-    TranslatedStream,
-    count_in,
-    json_piece,
-    json_value,
-    text_in,
-    to_json,
-)
-from openai_proxy.dialects.upstream_errors import failed, unknown_model, upstream_error
+from openai_proxy.dialects.prompts import prompt_of
+from openai_proxy.dialects.reading import Lines, TranslatedStream, json_piece
+from openai_proxy.dialects.upstream_errors import answered, failed, unknown_model, upstream_error
 
 NDJSON = "application/x-ndjson"
 # OpenAI's and our names, and those of Ollama's options
@@ -92,7 +72,7 @@ class OllamaDialect:
     """
 
     base_path = ""
-    endpoints = frozenset({CHAT, COMPLETIONS})
+    endpoints = GENERATING
     stream_types = frozenset({NDJSON, "application/json"})
     models_path = "/api/tags"
 
@@ -135,15 +115,11 @@ class OllamaDialect:
         if self._keep_alive is not None:
             body["keep_alive"] = self._keep_alive
         path = "/api/chat" if call.path == CHAT else "/api/generate"
-        return UpstreamRequest(path, passed_headers(call), to_json(body))
+        return posted(call, path, body)
 
     def answer(self, call: Call, head: AnswerHead, body: bytes) -> bytes:
         """Translate a whole answer; raises BadGateway where it is none."""
-        value = json_value(body)
-        if not isinstance(value, dict):
-            raise invalid_response()
-        if "error" in value:
-            raise failed()
+        value = answered(json_value(body))
         said = _said(value, call)
         if said is None or value.get("done") is not True:
             raise invalid_response()
@@ -170,13 +146,7 @@ class OllamaDialect:
 
     def models(self, body: bytes) -> tuple[str, ...] | None:
         """Return the models that `/api/tags` lists, with their tags."""
-        value = json_value(body)
-        listed = value.get("models") if isinstance(value, dict) else None
-        if not isinstance(listed, list):
-            return None
-        items = [item for item in listed if isinstance(item, dict)]
-        names = [text_in(item, "name") or text_in(item, "model") for item in items]
-        return tuple(name for name in names if name)
+        return names_in(body, ("models", "name", "model"))
 
 
 class OllamaStream(TranslatedStream):
@@ -249,8 +219,8 @@ def _draws(call: Call, value: Json) -> list[Draw]:
     if asked_of(call).num_top_logprobs is None:
         return []
     return [
-        Draw(_token(told), [_token(one) for one in objects(told.get("top_logprobs"))])
-        for told in objects(value.get("logprobs"))
+        Draw(_token(told), [_token(one) for one in objects_in(told.get("top_logprobs"))])
+        for told in objects_in(value.get("logprobs"))
     ]
 
 

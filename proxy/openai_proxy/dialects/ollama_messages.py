@@ -9,8 +9,8 @@ from typing import Any
 from openai_protocol.errors import ErrorCode, InvalidRequest
 from openai_protocol.requests import ContentPart, Message
 from openai_proxy.dialects.base import Json
+from openai_proxy.dialects.fields import json_value, object_in, text_in, to_json
 from openai_proxy.dialects.messages import role_of, text_of
-from openai_proxy.dialects.reading import json_value, object_in, text_in, to_json
 
 
 def ollama_messages(messages: Sequence[Message]) -> list[Json]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from openai_proxy.dialects.reading import json_value
+from openai_proxy.dialects.fields import json_value
 
 _OBJECT = '{"max_tokens": 256}'
 
@@ -22,6 +22,14 @@ def truth(name: str, value: bool | str) -> bool:
     if isinstance(value, bool):
         return value
     return one_of(name, value.strip().lower(), "true", "false") == "true"
+
+
+def whole_number(name: str, value: int | str, least: int = 1) -> int:
+    """Return a dialect's option that counts something; raises ValueError."""
+    text = str(value).strip()
+    if not text.isdecimal() or int(text) < least:
+        raise ValueError(f"its option {name} must be a whole number of at least {least}")
+    return int(text)
 
 
 def parameter_names(name: str, value: str | Mapping[str, str]) -> Mapping[str, str]:

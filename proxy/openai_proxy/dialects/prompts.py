@@ -1,41 +1,30 @@
-"""What upstreams are asked that take texts, several at once or one, of a model in their path."""
+"""The prompts of a request, for upstreams that complete texts: several at once, or one."""
 
 from __future__ import annotations
 
-from urllib.parse import quote
-
-from openai_protocol.errors import ErrorCode, InvalidRequest, model_not_found
-from openai_protocol.requests import CompletionRequest
-from openai_proxy.dialects.asked import asked_of, model_of, passed_headers, prompts_of
-from openai_proxy.dialects.base import Call, Headers, Render
+from openai_protocol.errors import ErrorCode, InvalidRequest
+from openai_protocol.requests import ChatCompletionRequest, CompletionRequest
+from openai_proxy.dialects.asked import asked_of
+from openai_proxy.dialects.base import Call, Render
 
 # One request may ask for this many texts: `n` and several prompts multiply.
 MAX_TEXTS = 128
 
-# They change how KServe and Triton read a body: what the client sent was another one.
-_ABOUT_BODIES = ("ce-", "inference-header-")
-_SAFE_IN_A_SEGMENT = "!$&'()*+,;=:@"  # RFC 3986, 3.3; servers that decode nothing find more names
 
-
-def forwarded(call: Call) -> Headers:
-    """Return the client's headers that are the upstream's business, and the media type of JSON."""
-    return [pair for pair in passed_headers(call) if not pair[0].startswith(_ABOUT_BODIES)]
-
-
-def model_segment(call: Call, usual: str | None) -> str:
-    """Return the model's name as a segment of a path; `usual` where the request names none.
-
-    Raises InvalidRequest where there is no name, NotFound for one that is no segment.
-    """
-    name = call.upstream_model or usual or model_of(call)
-    if name in (".", ".."):
-        raise model_not_found(name)
-    return quoted(name)
-
-
-def quoted(name: str) -> str:
-    """Return a name as a segment of a path."""
-    return quote(name, safe=_SAFE_IN_A_SEGMENT)
+def prompts_of(call: Call, render: Render | None) -> list[str | list[int]]:
+    """Return the prompts, each as text or as token ids; raises InvalidRequest as `render` does."""
+    asked = call.asked
+    if isinstance(asked, CompletionRequest):
+        return asked.prompts()
+    assert isinstance(asked, ChatCompletionRequest)
+    if render is None:
+        raise InvalidRequest(
+            "This model's server only completes text, and no chat template is configured for it: "
+            "set `chat_template` of its upstream, or use /v1/completions.",
+            param="messages",
+            code=ErrorCode.NO_CHAT_TEMPLATE,
+        )
+    return [render(asked.messages)]
 
 
 def texts_of(call: Call, render: Render | None) -> list[str]:
@@ -43,7 +32,29 @@ def texts_of(call: Call, render: Render | None) -> list[str]:
 
     Raises InvalidRequest for a chat that nothing renders, and for token ids.
     """
-    return [_text(prompt) for prompt in prompts_of(call, render)]
+    texts = []
+    for prompt in prompts_of(call, render):
+        if not isinstance(prompt, str):
+            raise _unsupported("This model takes prompts as text, not as token ids.")
+        texts.append(prompt)
+    return texts
+
+
+def prompt_of(call: Call, render: Render | None) -> str:
+    """Return the text that is to be completed, for an upstream that takes one.
+
+    Raises InvalidRequest as `texts_of` does, and for several prompts and no text.
+    """
+    if isinstance(call.asked, CompletionRequest) and len(call.asked.prompts()) > 1:
+        raise _unsupported("This model takes one prompt in a request.")
+    (text,) = texts_of(call, render)
+    if not text:
+        raise InvalidRequest(
+            "'prompt' is empty: send at least one character.",
+            param="prompt",
+            code=ErrorCode.EMPTY_PROMPT,
+        )
+    return text
 
 
 def num_texts(call: Call) -> int:
@@ -59,34 +70,5 @@ def num_texts(call: Call) -> int:
     return num_prompts * asked.num_choices
 
 
-def _text(prompt: str | list[int]) -> str:
-    if not isinstance(prompt, str):
-        raise InvalidRequest(
-            "This model takes its prompts as text, not as token ids.",
-            param="prompt",
-            code=ErrorCode.UNSUPPORTED_VALUE,
-        )
-    return prompt
-
-
-class PromptEcho:
-    """Takes a repeated prompt off the start of a text that comes in pieces; owner: its stream."""
-
-    def __init__(self, prompt: str) -> None:
-        self._prompt = prompt
-        self._held = ""
-        self._is_over = not prompt
-
-    def pass_on(self, piece: str) -> str:
-        """Return what of the text is surely no echo."""
-        if self._is_over:
-            return piece
-        self._held += piece
-        if len(self._held) < len(self._prompt) and self._prompt.startswith(self._held):
-            return ""
-        return self.rest()
-
-    def rest(self) -> str:
-        """Return what was held back: a text that only began as its prompt does."""
-        held, self._held, self._is_over = self._held, "", True
-        return held.removeprefix(self._prompt)
+def _unsupported(text: str) -> InvalidRequest:
+    return InvalidRequest(text, param="prompt", code=ErrorCode.UNSUPPORTED_VALUE)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
-from typing import Any, Protocol
-
-from pydantic_core import from_json
+from typing import Protocol
 
 from openai_protocol.errors import ApiError
 from openai_protocol.sse import EventSplitter, data_of, split_events
 from openai_proxy.dialects.base import Json
+from openai_proxy.dialects.fields import json_value
 from openai_proxy.dialects.openai import broken_stream
 
 MAX_LINE_BYTES = 8 * 1024 * 1024
@@ -141,41 +139,9 @@ class TranslatedStream:
         self._is_complete = True
 
 
-def json_value(data: bytes) -> Any:
-    """Decode JSON; None for what is none."""
-    try:
-        return from_json(data)
-    except ValueError:
-        return None
-
-
 def json_piece(data: bytes) -> Json:
     """Decode a piece of a stream; raises BadGateway (`upstream_stream_broken`) for no object."""
     value = json_value(data)
     if not isinstance(value, dict):
         raise broken_stream()
     return value
-
-
-def object_in(value: Json, name: str) -> Json:
-    """Return a field that is an object, else an empty one."""
-    found = value.get(name)
-    return found if isinstance(found, dict) else {}
-
-
-def text_in(value: Json, name: str) -> str:
-    """Return a field that is text, else none."""
-    found = value.get(name)
-    return found if isinstance(found, str) else ""
-
-
-def count_in(value: Json, name: str) -> int | None:
-    """Return a field that is a count, else None."""
-    found = value.get(name)
-    is_count = isinstance(found, int) and not isinstance(found, bool) and found >= 0
-    return found if is_count else None
-
-
-def to_json(value: Any) -> bytes:
-    """Encode a request for an upstream."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()

@@ -10,38 +10,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from openai_protocol.errors import ApiError
-from openai_protocol.requests import CompletionRequest, GenerationRequest
+from openai_protocol.requests import GenerationRequest
 from openai_protocol.sse import DONE_PAYLOAD, MEDIA_TYPE
-from openai_proxy.dialects.asked import (
-    asked_of,
-    passed_headers,
-    pattern_of,
-    prompts_of,
-    schema_of,
-)
-from openai_proxy.dialects.base import (
-    CHAT,
-    COMPLETIONS,
-    AnswerHead,
-    Call,
-    Json,
-    Render,
-    UpstreamRequest,
-)
+from openai_proxy.dialects.asked import asked_of, pattern_of, posted, schema_of
+from openai_proxy.dialects.base import GENERATING, AnswerHead, Call, Json, Render, UpstreamRequest
+from openai_proxy.dialects.fields import count_in, json_value, names_in, object_in, text_in, to_json
 from openai_proxy.dialects.form import Choice, ChunkWriter, completion, usage_of
 from openai_proxy.dialects.logprobs import PARAMETERS, num_top_logprobs
 from openai_proxy.dialects.openai import broken_stream, invalid_response
+from openai_proxy.dialects.options import truth
 from openai_proxy.dialects.parameters import Unsupported, checked
-from openai_proxy.dialects.reading import (
-    Events,
-    TranslatedStream,
-    count_in,
-    json_piece,
-    json_value,
-    object_in,
-    text_in,
-    to_json,
-)
+from openai_proxy.dialects.prompts import num_texts, prompts_of
+from openai_proxy.dialects.reading import Events, TranslatedStream, json_piece
 from openai_proxy.dialects.sglang_tokens import ToldTokens
 from openai_proxy.dialects.upstream_errors import failed, told_error, upstream_error
 from openai_proxy.dialects.withheld import GrowingText
@@ -81,7 +61,7 @@ class SglangDialect:
     """
 
     base_path = ""
-    endpoints = frozenset({CHAT, COMPLETIONS})
+    endpoints = GENERATING
     stream_types = frozenset({MEDIA_TYPE})
     models_path = "/v1/models"
 
@@ -89,23 +69,24 @@ class SglangDialect:
         self,
         render: Render | None = None,
         unsupported: Unsupported = "refuse",
-        stream_output: bool = False,
+        stream_output: bool | str = False,
     ) -> None:
         self._render = render
         self._unsupported = unsupported
-        self._is_incremental = stream_output
+        self._is_incremental = truth("stream_output", stream_output)
 
     def request(self, call: Call) -> UpstreamRequest:
         """Translate a call; raises InvalidRequest."""
         prompts = prompts_of(call, self._render)
         name = "text" if isinstance(prompts[0], str) else "input_ids"
         body: Json = {name: prompts if len(prompts) > 1 else prompts[0]}
+        num_texts(call)  # not more than may be asked for at once
         asked = asked_of(call)
         values = checked(asked, SUPPORTED, self._unsupported)
         body["sampling_params"] = _sampling(asked, values)
         body["stream"] = call.is_stream
         body |= _logprobs(asked, values)
-        return UpstreamRequest("/generate", passed_headers(call), to_json(body))
+        return posted(call, "/generate", body)
 
     def answer(self, call: Call, head: AnswerHead, body: bytes) -> bytes:
         """Translate a whole answer; raises ApiError where it is none."""
@@ -113,7 +94,7 @@ class SglangDialect:
         if isinstance(value, dict) and "error" in value:
             raise _told(value)
         results = value if isinstance(value, list) else [value]
-        if len(results) != _num_choices(call):
+        if len(results) != num_texts(call):
             raise invalid_response()
         choices = [_choice(call, result) for result in results]
         metas = [object_in(result, "meta_info") for result in results]
@@ -125,21 +106,13 @@ class SglangDialect:
 
     def stream(self, call: Call) -> SglangStream:
         """Return a parser for one stream."""
-        return SglangStream(
-            call, _num_choices(call), asked_of(call).num_choices, self._is_incremental
-        )
+        return SglangStream(call, num_texts(call), asked_of(call).num_choices, self._is_incremental)
 
     def models(self, body: bytes) -> tuple[str, ...] | None:
         """Return the models of OpenAI's list, or the one that `/get_model_info` tells."""
         value = json_value(body)
-        if not isinstance(value, dict):
-            return None
-        path = text_in(value, "model_path")
-        data = value.get("data")
-        if not isinstance(data, list):
-            return (path,) if path else None
-        names = [text_in(item, "id") for item in data if isinstance(item, dict)]
-        return tuple(name for name in names if name)
+        path = text_in(value, "model_path") if isinstance(value, dict) else ""
+        return (path,) if path else names_in(body, ("data", "id"))
 
 
 class SglangStream(TranslatedStream):
@@ -212,12 +185,6 @@ def _logprobs(asked: GenerationRequest, values: Json) -> Json:
     if num_top is None:
         return {}
     return {"return_logprob": True, "top_logprobs_num": num_top, "return_text_in_logprobs": True}
-
-
-def _num_choices(call: Call) -> int:
-    asked = asked_of(call)
-    num_prompts = len(asked.prompts()) if isinstance(asked, CompletionRequest) else 1
-    return num_prompts * asked.num_choices
 
 
 def _choice(call: Call, result: Any) -> Choice:

@@ -14,8 +14,8 @@ from typing import Any
 
 from openai_proxy.dialects.asked import asked_of
 from openai_proxy.dialects.base import Call, Json
+from openai_proxy.dialects.fields import count_in, list_in, object_in
 from openai_proxy.dialects.logprobs import Draw, HeldDraws, Token, token
-from openai_proxy.dialects.reading import count_in, object_in
 
 _FIELDS = 3  # of a token: logprob, id, text
 
@@ -36,7 +36,7 @@ class ToldTokens:
         """Take what is told with the next piece of text, return the tokens that begin in it."""
         if self._num_top is None:
             return []
-        drawn, tops = _list_in(meta, "output_token_logprobs"), _list_in(meta, "output_top_logprobs")
+        drawn, tops = list_in(meta, "output_token_logprobs"), list_in(meta, "output_top_logprobs")
         num_generated = count_in(meta, "completion_tokens") or 0
         is_new_alone = self._is_incremental and len(drawn) < num_generated
         start = 0 if is_new_alone else self._num_taken
@@ -69,8 +69,3 @@ def _token(told: Any) -> Token:
 
 def _token_id(told: Any) -> Any:
     return told[1] if isinstance(told, list) and len(told) == _FIELDS else None
-
-
-def _list_in(meta: Json, name: str) -> list[Any]:
-    found = meta.get(name)
-    return found if isinstance(found, list) else []

@@ -12,31 +12,24 @@ from typing import Literal, get_args
 from openai_protocol.errors import ApiError
 from openai_protocol.requests import ChatCompletionRequest, GenerationRequest
 from openai_protocol.sse import DONE_PAYLOAD, MEDIA_TYPE
-from openai_proxy.dialects.asked import asked_of, model_of, passed_headers, prompt_of
+from openai_proxy.dialects.asked import asked_of, model_of, posted
 from openai_proxy.dialects.base import (
     CHAT,
-    COMPLETIONS,
+    GENERATING,
     AnswerHead,
     Call,
     Json,
     Render,
     UpstreamRequest,
 )
+from openai_proxy.dialects.fields import count_in, json_value, names_in, object_in, text_in
 from openai_proxy.dialects.form import Choice, ChunkWriter, completion, usage_of
 from openai_proxy.dialects.messages import plain
 from openai_proxy.dialects.openai import broken_stream, invalid_response
 from openai_proxy.dialects.parameters import Unsupported, checked
-from openai_proxy.dialects.reading import (
-    Events,
-    TranslatedStream,
-    count_in,
-    json_piece,
-    json_value,
-    object_in,
-    text_in,
-    to_json,
-)
-from openai_proxy.dialects.upstream_errors import failed, unknown_model, upstream_error
+from openai_proxy.dialects.prompts import prompt_of
+from openai_proxy.dialects.reading import Events, TranslatedStream, json_piece
+from openai_proxy.dialects.upstream_errors import answered, failed, unknown_model, upstream_error
 
 Path = Literal["/v1/chat-completion", "/v1/chat/completions", "/api/generate"]
 PATHS = get_args(Path)
@@ -69,7 +62,7 @@ class ShimmyDialect:
         if render is not None:
             raise ValueError("shimmy renders chats itself: leave the chat template out")
         chat_only = path == "/v1/chat-completion"
-        self.endpoints = frozenset({CHAT}) if chat_only else frozenset({CHAT, COMPLETIONS})
+        self.endpoints = frozenset({CHAT}) if chat_only else GENERATING
         self._path = path
         self._unsupported = unsupported
 
@@ -81,19 +74,12 @@ class ShimmyDialect:
             body["messages"] = plain(asked.messages)
         else:
             body["prompt"] = prompt_of(call, None)
-        return UpstreamRequest(
-            self._path_of(call),
-            passed_headers(call),
-            to_json(body | self._parameters(asked, self._path_of(call))),
-        )
+        path = self._path_of(call)
+        return posted(call, path, body | self._parameters(asked, path))
 
     def answer(self, call: Call, head: AnswerHead, body: bytes) -> bytes:
         """Translate a whole answer; raises BadGateway where it is none."""
-        value = json_value(body)
-        if not isinstance(value, dict):
-            raise invalid_response()
-        if value.get("error"):
-            raise failed()
+        value = answered(json_value(body))
         if self._path_of(call) == GENERATE:
             if not isinstance(value.get("response"), str):
                 raise invalid_response()
@@ -121,15 +107,7 @@ class ShimmyDialect:
 
     def models(self, body: bytes) -> tuple[str, ...] | None:
         """Return the models of OpenAI's list, or of shimmy's own (`/api/models`, `/api/tags`)."""
-        value = json_value(body)
-        if not isinstance(value, dict):
-            return None
-        for listed, name in (("data", "id"), ("models", "name")):
-            items = value.get(listed)
-            if isinstance(items, list):
-                names = [text_in(item, name) for item in items if isinstance(item, dict)]
-                return tuple(found for found in names if found)
-        return None
+        return names_in(body, ("data", "id"), ("models", "name"))
 
     def _path_of(self, call: Call) -> Path:
         return self._path if call.path == CHAT else GENERATE

@@ -11,9 +11,9 @@ import json
 from typing import Any
 
 from openai_proxy.dialects.base import Json
+from openai_proxy.dialects.fields import json_value
 from openai_proxy.dialects.openai import invalid_response
-from openai_proxy.dialects.outcomes import answered
-from openai_proxy.dialects.reading import json_value
+from openai_proxy.dialects.upstream_errors import answered
 
 _LENGTH_BYTES = 4
 _SPACE = " \t\r\n"

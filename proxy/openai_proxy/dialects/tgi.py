@@ -13,23 +13,9 @@ from typing import Any
 from openai_protocol.errors import ApiError, ErrorCode, InvalidRequest
 from openai_protocol.requests import ChatCompletionRequest, GenerationRequest
 from openai_protocol.sse import MEDIA_TYPE
-from openai_proxy.dialects.asked import (
-    asked_of,
-    passed_headers,
-    pattern_of,
-    prompt_of,
-    schema_of,
-    whole_number,
-)
-from openai_proxy.dialects.base import (
-    CHAT,
-    COMPLETIONS,
-    AnswerHead,
-    Call,
-    Json,
-    Render,
-    UpstreamRequest,
-)
+from openai_proxy.dialects.asked import asked_of, pattern_of, posted, schema_of
+from openai_proxy.dialects.base import GENERATING, AnswerHead, Call, Json, Render, UpstreamRequest
+from openai_proxy.dialects.fields import count_in, json_value, object_in, objects_in, text_in
 from openai_proxy.dialects.form import Choice, ChunkWriter, completion, usage_of
 from openai_proxy.dialects.logprobs import (
     PARAMETERS,
@@ -38,21 +24,13 @@ from openai_proxy.dialects.logprobs import (
     Token,
     draws_of,
     num_top_logprobs,
-    objects,
     token,
 )
 from openai_proxy.dialects.openai import broken_stream, invalid_response
+from openai_proxy.dialects.options import whole_number
 from openai_proxy.dialects.parameters import Unsupported, checked
-from openai_proxy.dialects.reading import (
-    Events,
-    TranslatedStream,
-    count_in,
-    json_piece,
-    json_value,
-    object_in,
-    text_in,
-    to_json,
-)
+from openai_proxy.dialects.prompts import prompt_of
+from openai_proxy.dialects.reading import Events, TranslatedStream, json_piece
 from openai_proxy.dialects.upstream_errors import told_error, upstream_error
 from openai_proxy.dialects.withheld import StopText, without_stop
 
@@ -95,7 +73,7 @@ class TgiDialect:
     """
 
     base_path = ""
-    endpoints = frozenset({CHAT, COMPLETIONS})
+    endpoints = GENERATING
     stream_types = frozenset({MEDIA_TYPE})
     models_path = "/info"
 
@@ -116,7 +94,7 @@ class TgiDialect:
         """Translate a call; raises InvalidRequest."""
         body = {"inputs": prompt_of(call, self._render), "parameters": self._parameters(call)}
         path = "/generate_stream" if call.is_stream else "/generate"
-        return UpstreamRequest(path, passed_headers(call), to_json(body))
+        return posted(call, path, body)
 
     def answer(self, call: Call, head: AnswerHead, body: bytes) -> bytes:
         """Translate a whole answer; raises ApiError where it is none."""
@@ -258,7 +236,7 @@ def _draws(call: Call, tokens: Any, tops: Any) -> list[Draw]:
     if num_top is None or not isinstance(tokens, list):
         return []
     return [
-        Draw(_token(told), [_token(one) for one in objects(top)[:num_top]])
+        Draw(_token(told), [_token(one) for one in objects_in(top)[:num_top]])
         for told, top in zip_longest(tokens, tops if isinstance(tops, list) else [])
         if isinstance(told, dict) and told.get("special") is not True
     ]

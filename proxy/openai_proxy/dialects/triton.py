@@ -17,10 +17,9 @@ from typing import Any
 
 from openai_protocol.errors import ApiError, ErrorCode, InvalidRequest
 from openai_protocol.sse import MEDIA_TYPE
-from openai_proxy.dialects.asked import asked_of, prompt_of
+from openai_proxy.dialects.asked import asked_of, posted
 from openai_proxy.dialects.base import (
-    CHAT,
-    COMPLETIONS,
+    GENERATING,
     AnswerHead,
     Call,
     Json,
@@ -28,14 +27,14 @@ from openai_proxy.dialects.base import (
     Render,
     UpstreamRequest,
 )
+from openai_proxy.dialects.fields import json_value, names_in
 from openai_proxy.dialects.generate import GenerateStream, Piece, read_piece, whole_answer
 from openai_proxy.dialects.kserve_v2 import ready_models
+from openai_proxy.dialects.model_paths import model_segment, quoted
 from openai_proxy.dialects.options import one_of, truth
-from openai_proxy.dialects.outcomes import refusal
 from openai_proxy.dialects.parameters import Unsupported
-from openai_proxy.dialects.prompts import forwarded, model_segment, quoted
-from openai_proxy.dialects.reading import json_value, to_json
-from openai_proxy.dialects.upstream_errors import failed, unknown_model
+from openai_proxy.dialects.prompts import prompt_of
+from openai_proxy.dialects.upstream_errors import failed, protocol_error, unknown_model
 from openai_proxy.dialects.vocabulary import Defaults, Names, same, vocabulary
 
 _SCALARS = same(
@@ -91,7 +90,7 @@ class TritonDialect:
     """
 
     base_path = "/v2"
-    endpoints = frozenset({CHAT, COMPLETIONS})
+    endpoints = GENERATING
     stream_types = frozenset({MEDIA_TYPE})
 
     def __init__(
@@ -129,7 +128,7 @@ class TritonDialect:
         body = {self._input_field: prompt_of(call, self._render), "parameters": self._asked(call)}
         verb = "generate_stream" if call.is_stream else "generate"
         path = f"/models/{model_segment(call, self._model)}{self._version}/{verb}"
-        return UpstreamRequest(path, forwarded(call), to_json(body))
+        return posted(call, path, body)
 
     def answer(self, call: Call, head: AnswerHead, body: bytes) -> bytes:
         """Translate a whole answer; raises BadGateway where it is none."""
@@ -137,7 +136,7 @@ class TritonDialect:
 
     def error(self, head: AnswerHead, body: bytes) -> ApiError:
         """Translate an answer with an error status; what failed inside a model stays inside."""
-        error = refusal(head, body)
+        error = protocol_error(head, body)
         if not isinstance(error, InvalidRequest) or isinstance(error, PassedError):
             return error
         if _INSIDE.search(error.message):
@@ -154,12 +153,7 @@ class TritonDialect:
         """Return the models that have statistics, or the one that was asked for, if it is ready."""
         if self._model is not None:
             return ready_models(body, self._model)
-        value = json_value(body)
-        stats = value.get("model_stats") if isinstance(value, dict) else None
-        if not isinstance(stats, list):
-            return None
-        names = (one.get("name") for one in stats if isinstance(one, dict))
-        return tuple(dict.fromkeys(name for name in names if isinstance(name, str)))
+        return names_in(body, ("model_stats", "name"))
 
     def _asked(self, call: Call) -> Json:
         parameters = self._vocabulary.parameters(asked_of(call))

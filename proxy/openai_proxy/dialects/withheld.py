@@ -81,3 +81,26 @@ def without_stop(text: str, stops: Sequence[str]) -> str:
     """Return a text without the longest stop string that it ends with."""
     ends = [len(stop) for stop in stops if text.endswith(stop)]
     return text[: len(text) - max(ends, default=0)]
+
+
+class PromptEcho:
+    """Takes a repeated prompt off the start of a text that comes in pieces; owner: its stream."""
+
+    def __init__(self, prompt: str) -> None:
+        self._prompt = prompt
+        self._held = ""
+        self._is_over = not prompt
+
+    def pass_on(self, piece: str) -> str:
+        """Return what of the text is surely no echo."""
+        if self._is_over:
+            return piece
+        self._held += piece
+        if len(self._held) < len(self._prompt) and self._prompt.startswith(self._held):
+            return ""
+        return self.rest()
+
+    def rest(self) -> str:
+        """Return what was held back: a text that only began as its prompt does."""
+        held, self._held, self._is_over = self._held, "", True
+        return held.removeprefix(self._prompt)
