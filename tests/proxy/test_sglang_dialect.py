@@ -106,6 +106,17 @@ def test_what_it_cannot_do_is_refused_or_dropped(name: str) -> None:
     assert sent(SglangDialect(render, "drop"), call)["sampling_params"] == {"max_new_tokens": None}
 
 
+def test_too_many_texts_are_refused() -> None:
+    """Choices of several prompts multiply: more than a server should be sent are refused."""
+    assert refusal(DIALECT, text(prompt=["a", "b"], n=65)) == ("n", "invalid_value")
+
+
+def test_options() -> None:
+    """An option may be text, as an environment variable's is; a bad one stops the start."""
+    with pytest.raises(ValueError, match="stream_output must be one of true, false"):
+        SglangDialect(stream_output="maybe")
+
+
 def test_an_answer() -> None:
     """A whole answer has its text, its reason and the usage, cached tokens included."""
     value = answered(DIALECT, chat(), result("Hello", {"type": "length", "length": 2}))
@@ -200,7 +211,7 @@ def test_choices_come_mixed() -> None:
 def test_a_server_that_sends_what_is_new() -> None:
     """Where the server is set so, its texts are parts; else these contradict each other."""
     whole = event(result("Hé")) + event(result(" ü")) + event(result("!", STOPPED)) + DONE
-    events, error = fed(SglangDialect(stream_output=True).stream(text(stream=True)), whole)
+    events, error = fed(SglangDialect(stream_output="true").stream(text(stream=True)), whole)
     assert (said(events), error) == ("Hé ü!", None)
     _, error = fed(DIALECT.stream(text(stream=True)), whole)
     assert error is not None
