@@ -1,4 +1,7 @@
-"""Fixtures: a stand-in upstream, and a proxy in front of it."""
+"""Fixtures: a stand-in upstream, and a proxy in front of it.
+
+And Hypothesis without a deadline: the machines that run these tests are shared and slow.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,16 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from openai_proxy.config import ENV_PREFIX
 from openai_proxy.config.aliases import BY_NAME
 from openai_proxy.config.files import ENVIRONMENT_VARIABLE
 from tests.proxy import harness
 from tests.proxy.programs import Programs
+
+settings.register_profile("unit", deadline=None)
+settings.load_profile("unit")
 
 
 @pytest.fixture(autouse=True)

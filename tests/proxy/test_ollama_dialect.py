@@ -113,6 +113,7 @@ def test_options_that_are_none() -> None:
         ),
         ({"reasoning_effort": "low"}, {"think": "low"}),
         ({"reasoning_effort": "none"}, {"think": False}),
+        ({"reasoning_effort": "max"}, {"think": "max"}),
         ({"think": True}, {"think": True}),
         ({"tools": [TOOL]}, {"tools": [TOOL]}),
         ({"tools": [TOOL], "tool_choice": "auto"}, {"tools": [TOOL]}),

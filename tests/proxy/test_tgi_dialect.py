@@ -181,6 +181,11 @@ def test_what_is_no_answer(body: bytes, status: int, code: str) -> None:
          (400, "context_length_exceeded", None)),
         (422, "Input validation error: `inputs` must have less than 1024 tokens. Given: 3000",
          (400, "context_length_exceeded", None)),
+        (422, "Input validation error: `top_n_tokens` must be >= 0 and <= 5. Given: 9",
+         (400, "upstream_error", "top_logprobs")),
+        (422, "Input validation error: grammar is not valid: "
+              "Grammar must have a 'properties' field",
+         (400, "upstream_error", "response_format")),
         (429, "Model is overloaded", (429, "rate_limit_exceeded", None)),
         (424, "Request failed during generation: secret", (502, "upstream_error", None)),
         (500, "Incomplete generation: secret", (502, "upstream_error", None)),

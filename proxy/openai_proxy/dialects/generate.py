@@ -2,6 +2,7 @@
 
     {"text_output", "model_name", "details": {"finish_reason", ..}}     Open Inference Protocol
     {"text_output", .., "finish_reason", "num_input_tokens", ..}        Triton, where asked for
+    {"text_output", .., "logprobs": "[..]"}                             vLLM there, where asked for
     {"text_output", "model_name", "done"}                               drafts of the protocol
     {"error": "text"}                                                   all of them, under 200
 
@@ -20,10 +21,12 @@ from openai_proxy.dialects.base import Call, Json
 from openai_proxy.dialects.collected import Whole
 from openai_proxy.dialects.fields import object_in
 from openai_proxy.dialects.form import Choice, ChunkWriter, usage_of
+from openai_proxy.dialects.logprobs import Draw, HeldDraws, draws_of
 from openai_proxy.dialects.openai import broken_stream, invalid_response
 from openai_proxy.dialects.outcomes import finish_reason, single
 from openai_proxy.dialects.reading import Events, TranslatedStream, json_piece
 from openai_proxy.dialects.upstream_errors import answered
+from openai_proxy.dialects.vllm_tokens import draws_in
 from openai_proxy.dialects.withheld import PromptEcho, StopText, without_stop
 
 
@@ -39,6 +42,7 @@ class Piece:
     tells_reason: bool = False
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    logprobs: Any = None
 
 
 def read_piece(value: Any, text_field: str) -> Piece:
@@ -57,6 +61,7 @@ def read_piece(value: Any, text_field: str) -> Piece:
         tells_reason="finish_reason" in told or "done" in told,
         prompt_tokens=count_of(told.get("num_input_tokens")),
         completion_tokens=count_of(told.get("num_output_tokens")),
+        logprobs=single(told.get("logprobs")),
     )
 
 
@@ -66,7 +71,9 @@ def whole_answer(call: Call, piece: Piece, echo: str) -> Whole:
     text = piece.text.removeprefix(echo)
     if reason == "stop":
         text = without_stop(text, _stops(call))
-    return Whole([Choice(text, reason)], known_usage(piece.prompt_tokens, piece.completion_tokens))
+    draws = draws_of(text, _draws(call, piece), is_cut=reason == "stop")
+    usage = known_usage(piece.prompt_tokens, piece.completion_tokens)
+    return Whole([Choice(text, reason, draws=draws)], usage)
 
 
 class GenerateStream(TranslatedStream):
@@ -74,10 +81,12 @@ class GenerateStream(TranslatedStream):
 
     def __init__(self, call: Call, read: Callable[[Any], Piece], echo: str = "") -> None:
         super().__init__(Events())
+        self._call = call
         self._read = read
         self._writer = ChunkWriter(call)
         self._echo = PromptEcho(echo)
         self._stop = StopText(_stops(call))
+        self._draws = HeldDraws()
         self._last: Piece | None = None
         self._reason: str | None = None
         self._prompt_tokens: int | None = None
@@ -94,7 +103,9 @@ class GenerateStream(TranslatedStream):
             self._prompt_tokens = read.prompt_tokens
         if read.completion_tokens is not None:  # those of this piece
             self._completion_tokens = (self._completion_tokens or 0) + read.completion_tokens
-        return self._writer.text(self._stop.add(self._echo.pass_on(read.text)))
+        self._draws.add(_draws(self._call, read))
+        shown = self._stop.add(self._echo.pass_on(read.text))
+        return self._writer.text(shown, draws=self._draws.shown(shown))
 
     def _cut_off(self) -> bytes:
         """Return the end: the connection's is the text's, unless a reason was still to come."""
@@ -104,8 +115,12 @@ class GenerateStream(TranslatedStream):
             raise broken_stream()
         reason = self._reason or "stop"
         rest = self._stop.add(self._echo.rest()) + self._stop.end(reason == "stop")
+        draws = self._draws.shown(rest)
+        if reason != "stop":
+            draws += self._draws.rest()
         usage = known_usage(self._prompt_tokens, self._completion_tokens)
-        return self._writer.text(rest) + self._writer.finish(reason) + self._writer.end(usage)
+        last = self._writer.text(rest, draws=draws)
+        return last + self._writer.finish(reason) + self._writer.end(usage)
 
 
 def count_of(value: Any) -> int | None:
@@ -120,6 +135,11 @@ def known_usage(prompt_tokens: int | None, completion_tokens: int | None) -> Jso
     if prompt_tokens is None or completion_tokens is None:
         return None
     return usage_of(prompt_tokens, completion_tokens)
+
+
+def _draws(call: Call, piece: Piece) -> list[Draw]:
+    num_top = asked_of(call).num_top_logprobs
+    return [] if num_top is None else draws_in(piece.logprobs, num_top)
 
 
 def _stops(call: Call) -> list[str]:

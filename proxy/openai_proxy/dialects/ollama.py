@@ -60,6 +60,7 @@ _EFFORTS: dict[str, str | bool] = {
     "medium": "medium",
     "high": "high",
     "xhigh": "high",
+    "max": "max",
 }
 
 

@@ -61,7 +61,7 @@ _NAMES = {
     "grammar": "response_format",
     "top_n_tokens": "top_logprobs",
 }
-_NAME = re.compile(r"`(\w+)`")
+_NAME = re.compile(r"`(\w+)`|\b(grammar) is not valid")
 _TOO_LONG = re.compile(r"`inputs` (tokens|must have less than)")
 
 
@@ -290,6 +290,6 @@ def _as_bad_request(error: ApiError) -> ApiError:
         return InvalidRequest(error.message, code=ErrorCode.CONTEXT_LENGTH_EXCEEDED)
     return InvalidRequest(
         error.message,
-        param=_NAMES.get(name.group(1)) if name else error.param,
+        param=_NAMES.get(name.group(1) or name.group(2)) if name else error.param,
         code=ErrorCode.UPSTREAM_ERROR,
     )

@@ -3,7 +3,7 @@
 What is neither `text_input` nor `parameters` is a tensor or a parameter of the model, whatever its
 place; parameters are numbers, truth values and strings. What a model knows depends on its backend:
     generic        vLLM's names, as far as they are scalars
-    vllm           everything in `sampling_parameters`, as JSON; tells reasons and tokens
+    vllm           everything in `sampling_parameters`, as JSON; tells reasons, usage, logprobs
     tensorrt-llm   tensors, with names of their own; `max_tokens` is required; tells tokens
 """
 
@@ -30,9 +30,11 @@ from openai_proxy.dialects.base import (
 from openai_proxy.dialects.fields import json_value, names_in
 from openai_proxy.dialects.generate import GenerateStream, Piece, read_piece, whole_answer
 from openai_proxy.dialects.kserve_v2 import ready_models
+from openai_proxy.dialects.logprobs import PARAMETERS as LOGPROBS
+from openai_proxy.dialects.logprobs import num_top_logprobs
 from openai_proxy.dialects.model_paths import model_segment, quoted
 from openai_proxy.dialects.options import one_of, truth
-from openai_proxy.dialects.parameters import Unsupported
+from openai_proxy.dialects.parameters import Unsupported, given
 from openai_proxy.dialects.prompts import prompt_of
 from openai_proxy.dialects.upstream_errors import failed, protocol_error, unknown_model
 from openai_proxy.dialects.vocabulary import Defaults, Names, same, vocabulary
@@ -156,10 +158,15 @@ class TritonDialect:
         return names_in(body, ("model_stats", "name"))
 
     def _asked(self, call: Call) -> Json:
-        parameters = self._vocabulary.parameters(asked_of(call))
+        asked = asked_of(call)
         always = {**self._always, "stream": call.is_stream}
         if self._backend == "vllm":
+            parameters = self._vocabulary.parameters(asked, done_here=LOGPROBS)
+            if (num_top := num_top_logprobs(asked, given(asked))) is not None:
+                parameters["logprobs"] = num_top
+                always["return_logprobs"] = True
             return {**always, "sampling_parameters": json.dumps(parameters)}
+        parameters = self._vocabulary.parameters(asked)
         if self._backend == "tensorrt-llm":
             _require_limit(parameters)
             if isinstance(parameters.get("seed"), int):

@@ -87,8 +87,23 @@ def _answers(prompt: str, tensors: dict[str, Any]) -> list[dict[str, Any]]:
             answer["num_input_tokens"] = len(prompt)
         if tensors.get("return_num_output_tokens"):
             answer["num_output_tokens"] = len(piece)
+        if tensors.get("return_logprobs"):
+            told = [_token(character, sampling["logprobs"]) for character in piece]
+            if reason == "stop" and at == len(pieces) - 1:
+                told.append(_token("</s>", sampling["logprobs"]))
+            answer["logprobs"] = json.dumps(told)
         answers.append(answer)
     return answers
+
+
+def _token(text: str, num_top: int) -> dict[str, Any]:
+    """What vLLM tells of a token that was not among the likeliest: it comes first."""
+    drawn = {"logprob": -0.5, "rank": num_top + 1, "decoded_token": text}
+    others = [
+        {"logprob": -float("inf"), "rank": n, "decoded_token": f"#{n}"}
+        for n in range(1, num_top + 1)
+    ]
+    return {str(100 + n): one for n, one in enumerate([drawn, *others])}
 
 
 async def _stream(request: web.Request, answers: list[dict[str, Any]]) -> web.StreamResponse:
