@@ -109,6 +109,10 @@ def test_a_schema_is_a_grammar() -> None:
         ({"response_format": 7}, ("response_format", "invalid_value")),
         ({"regex": 7}, ("regex", "invalid_type")),
         (
+            {"regex": "a", "response_format": {"type": "json_object"}},
+            ("regex", "invalid_value"),
+        ),
+        (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
             ("response_format.json_schema.schema", "missing_required_parameter"),
         ),
@@ -183,8 +187,8 @@ def test_what_is_no_answer(body: bytes, status: int, code: str) -> None:
          (400, "context_length_exceeded", None)),
         (422, "Input validation error: `top_n_tokens` must be >= 0 and <= 5. Given: 9",
          (400, "upstream_error", "top_logprobs")),
-        (422, "Input validation error: grammar is not valid: "
-              "Grammar must have a 'properties' field",
+        (422, ("Input validation error: grammar is not valid: "
+               "Grammar must have a 'properties' field"),
          (400, "upstream_error", "response_format")),
         (429, "Model is overloaded", (429, "rate_limit_exceeded", None)),
         (424, "Request failed during generation: secret", (502, "upstream_error", None)),

@@ -175,6 +175,11 @@ class TgiDialect:
 
     def _grammar(self, values: Json) -> Json | None:
         if "regex" in values:
+            if "response_format" in values:
+                raise InvalidRequest(
+                    "Invalid 'regex': this model takes it or 'response_format', not both.",
+                    param="regex",
+                )
             return {"type": "regex", "value": pattern_of(values, "regex")}
         schema = schema_of(values["response_format"]) if "response_format" in values else None
         if schema:
