@@ -11,6 +11,7 @@ import jinja2.ext
 import jinja2.sandbox
 
 from openai_protocol.errors import ErrorCode, InvalidRequest
+from openai_protocol.plain_messages import plain
 from openai_protocol.requests import Message
 
 
@@ -45,7 +46,7 @@ class ChatTemplate:
         """
         try:
             return self._template.render(
-                messages=[_as_dict(message, at) for at, message in enumerate(messages)],
+                messages=plain(messages),
                 add_generation_prompt=True,
                 bos_token=self._bos_token,
                 eos_token=self._eos_token,
@@ -80,41 +81,6 @@ class _GenerationTag(jinja2.ext.Extension):
 
 class _Refusal(Exception):
     """What a template raised by itself, in its own words."""
-
-
-def _as_dict(message: Message, at: int) -> dict[str, Any]:
-    role = "system" if message.role == "developer" else message.role
-    if message.role in ("tool", "function") or (message.model_extra or {}).get("tool_calls"):
-        raise InvalidRequest(
-            "Tool calls are not supported by this model server.",
-            param=f"messages[{at}]",
-            code=ErrorCode.UNSUPPORTED_VALUE,
-        )
-    return {"role": role, "content": _text(message, at)}
-
-
-def _text(message: Message, at: int) -> str:
-    if message.content is None:
-        return ""
-    if isinstance(message.content, str):
-        return message.content
-    texts = []
-    for part_at, part in enumerate(message.content):
-        where = f"messages[{at}].content[{part_at}]"
-        if part.type != "text":
-            raise InvalidRequest(
-                f"Content of type '{part.type[:64]}' is not supported: this model takes text.",
-                param=f"{where}.type",
-                code=ErrorCode.UNSUPPORTED_VALUE,
-            )
-        if part.text is None:
-            raise InvalidRequest(
-                f"Missing required parameter: '{where}.text'.",
-                param=f"{where}.text",
-                code=ErrorCode.MISSING_REQUIRED_PARAMETER,
-            )
-        texts.append(part.text)
-    return "".join(texts)
 
 
 def _tojson(

@@ -198,6 +198,22 @@ class DeadlineExceeded(ApiError):
     code = ErrorCode.REQUEST_TIMEOUT
 
 
+def missing_parameter(param: str, why: str = "") -> InvalidRequest:
+    """Return the error for a field that must be there (OpenAI's wording); `why` may say more."""
+    return InvalidRequest(
+        f"Missing required parameter: '{param}'{why and ': '}{why}.",
+        param=param,
+        code=ErrorCode.MISSING_REQUIRED_PARAMETER,
+    )
+
+
+def wrong_type(param: str, wanted: str) -> InvalidRequest:
+    """Return the error for a field of another type; `wanted`: "a list"."""
+    return InvalidRequest(
+        f"Invalid '{param}': input should be {wanted}.", param=param, code=ErrorCode.INVALID_TYPE
+    )
+
+
 def model_not_found(model: str) -> NotFound:
     """Return the error for a model name that nobody serves (OpenAI's wording)."""
     return NotFound(

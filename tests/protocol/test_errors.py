@@ -16,7 +16,9 @@ from openai_protocol.errors import (
     Unavailable,
     http_error,
     internal_error,
+    missing_parameter,
     model_not_found,
+    wrong_type,
 )
 
 _TREE_LINE = re.compile(
@@ -139,6 +141,17 @@ def test_what_a_framework_refuses_keeps_its_status(status: int, code: str) -> No
     error = http_error(status, "GET", "/nowhere")
 
     assert (error.status, error.code) == (status, code)
+
+
+def test_what_is_missing_or_of_another_type_is_named() -> None:
+    """A field that is missing, or has another type, is named in OpenAI's words."""
+    missing = missing_parameter("tools[0].function", "it has a name")
+    assert (missing.param, missing.code) == ("tools[0].function", "missing_required_parameter")
+    assert missing.message == "Missing required parameter: 'tools[0].function': it has a name."
+    assert missing_parameter("model").message == "Missing required parameter: 'model'."
+    wrong = wrong_type("tools", "a list")
+    assert (wrong.param, wrong.code) == ("tools", "invalid_type")
+    assert wrong.message == "Invalid 'tools': input should be a list."
 
 
 def test_5xx_texts_say_nothing_of_the_inside() -> None:

@@ -314,12 +314,14 @@ def test_any_cut_gives_the_same_stream(cuts: list[int]) -> None:
 
 
 def test_a_stream_of_tool_calls() -> None:
-    """Tool calls are counted through the stream, and are why it ends."""
-    whole = line(tool_calls=[CALL]) + line(tool_calls=[CALL]) + last()
+    """Tool calls are counted through the stream, whatever Ollama counts, and are why it ends."""
+    first = {"function": {**CALL["function"], "index": 0, "arguments": '{"city": "Ulm"}'}}
+    whole = line(tool_calls=[first]) + line(tool_calls=[first]) + last()
     events, error = fed(DIALECT.stream(chat(stream=True)), whole)
     assert error is None
     calls = [call for choice in choices(events) for call in choice["delta"].get("tool_calls", [])]
     assert [(call["index"], call["id"]) for call in calls] == [(0, "call_1_0"), (1, "call_1_1")]
+    assert {call["function"]["arguments"] for call in calls} == {'{"city": "Ulm"}'}
     assert ends(events) == ["tool_calls"]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from openai_protocol.errors import ErrorCode, InvalidRequest
+from openai_protocol.errors import InvalidRequest, missing_parameter, wrong_type
 from openai_protocol.requests import GenerationRequest
 from openai_proxy.dialects.base import Call, Json, UpstreamRequest
 from openai_proxy.dialects.fields import to_json
@@ -32,11 +32,7 @@ def posted(call: Call, path: str, body: Json) -> UpstreamRequest:
 def model_of(call: Call) -> str:
     """Return the model's name for an upstream that does not do without."""
     if call.upstream_model is None:
-        raise InvalidRequest(
-            "Missing required parameter: 'model'.",
-            param="model",
-            code=ErrorCode.MISSING_REQUIRED_PARAMETER,
-        )
+        raise missing_parameter("model")
     return call.upstream_model
 
 
@@ -58,11 +54,7 @@ def schema_of(response_format: Any) -> Json | None:
     found = response_format.get("json_schema")
     schema = found.get("schema") if isinstance(found, dict) else None
     if not isinstance(schema, dict):
-        raise InvalidRequest(
-            "Missing required parameter: 'response_format.json_schema.schema'.",
-            param="response_format.json_schema.schema",
-            code=ErrorCode.MISSING_REQUIRED_PARAMETER,
-        )
+        raise missing_parameter("response_format.json_schema.schema")
     return schema
 
 
@@ -70,9 +62,5 @@ def pattern_of(values: Json, name: str) -> str:
     """Return a parameter beyond OpenAI's that must be text; raises InvalidRequest."""
     value = values[name]
     if not isinstance(value, str):
-        raise InvalidRequest(
-            f"Invalid '{name}': input should be a valid string.",
-            param=name,
-            code=ErrorCode.INVALID_TYPE,
-        )
+        raise wrong_type(name, "a valid string")
     return value

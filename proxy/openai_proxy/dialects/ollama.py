@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from openai_protocol.errors import ApiError, ErrorCode, InvalidRequest
+from openai_protocol.errors import ApiError, InvalidRequest, wrong_type
 from openai_protocol.requests import ChatCompletionRequest, GenerationRequest
 from openai_proxy.dialects.asked import asked_of, model_of, pattern_of, posted, schema_of
 from openai_proxy.dialects.base import (
@@ -200,11 +200,7 @@ def _form(values: Json) -> Json:
     if "think" in values:
         form["think"] = values["think"]
         if not isinstance(form["think"], bool | str):
-            raise InvalidRequest(
-                "Invalid 'think': input should be true, false or an effort.",
-                param="think",
-                code=ErrorCode.INVALID_TYPE,
-            )
+            raise wrong_type("think", "true, false or an effort")
     return form
 
 

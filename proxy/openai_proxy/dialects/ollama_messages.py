@@ -6,11 +6,11 @@ import base64
 from collections.abc import Sequence
 from typing import Any
 
-from openai_protocol.errors import ErrorCode, InvalidRequest
+from openai_protocol.errors import ErrorCode, InvalidRequest, missing_parameter, wrong_type
+from openai_protocol.plain_messages import role_of, text_of
 from openai_protocol.requests import ContentPart, Message
 from openai_proxy.dialects.base import Json
 from openai_proxy.dialects.fields import json_value, object_in, text_in, to_json
-from openai_proxy.dialects.messages import role_of, text_of
 
 
 def ollama_messages(messages: Sequence[Message]) -> list[Json]:
@@ -57,11 +57,7 @@ def _image(part: ContentPart, where: str) -> str:
     found = (part.model_extra or {}).get("image_url")
     url = found.get("url") if isinstance(found, dict) else found
     if not isinstance(url, str):
-        raise InvalidRequest(
-            f"Missing required parameter: '{where}.url'.",
-            param=f"{where}.url",
-            code=ErrorCode.MISSING_REQUIRED_PARAMETER,
-        )
+        raise missing_parameter(f"{where}.url")
     head, comma, data = url.partition(",")
     if not comma or not head.startswith("data:") or not head.endswith(";base64"):
         raise InvalidRequest(
@@ -80,18 +76,14 @@ def _image(part: ContentPart, where: str) -> str:
 
 def _calls(value: Any, where: str, names: dict[str, str]) -> list[Json]:
     if not isinstance(value, list):
-        raise _wrong_type(where, "a list")
+        raise wrong_type(where, "a list")
     return [_call(call, f"{where}[{n}]", names) for n, call in enumerate(value)]
 
 
 def _call(call: Any, where: str, names: dict[str, str]) -> Json:
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise InvalidRequest(
-            f"Missing required parameter: '{where}.function.name'.",
-            param=f"{where}.function.name",
-            code=ErrorCode.MISSING_REQUIRED_PARAMETER,
-        )
+        raise missing_parameter(f"{where}.function.name")
     arguments = function.get("arguments") or {}
     if isinstance(arguments, str):
         arguments = json_value(arguments.encode()) if arguments.strip() else {}
@@ -110,15 +102,11 @@ def _call(call: Any, where: str, names: dict[str, str]) -> Json:
 def ollama_tools(value: Any) -> list[Json]:
     """Check `tools`, which Ollama takes as they are; raises InvalidRequest."""
     if not isinstance(value, list):
-        raise _wrong_type("tools", "a list")
+        raise wrong_type("tools", "a list")
     for n, tool in enumerate(value):
         function = tool.get("function") if isinstance(tool, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise InvalidRequest(
-                f"Missing required parameter: 'tools[{n}].function.name'.",
-                param=f"tools[{n}].function.name",
-                code=ErrorCode.MISSING_REQUIRED_PARAMETER,
-            )
+            raise missing_parameter(f"tools[{n}].function.name")
     return value
 
 
@@ -142,9 +130,3 @@ def _openai_call(call: Json, index: int, answer_id: str) -> Json:
         "type": "function",
         "function": {"name": text_in(function, "name"), "arguments": arguments},
     }
-
-
-def _wrong_type(where: str, what: str) -> InvalidRequest:
-    return InvalidRequest(
-        f"Invalid '{where}': input should be {what}.", param=where, code=ErrorCode.INVALID_TYPE
-    )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 from openai_protocol.errors import ApiError
+from openai_protocol.plain_messages import plain
 from openai_protocol.requests import ChatCompletionRequest, GenerationRequest
 from openai_protocol.sse import DONE_PAYLOAD, MEDIA_TYPE
 from openai_proxy.dialects.asked import asked_of, model_of, posted
@@ -24,7 +25,6 @@ from openai_proxy.dialects.base import (
 )
 from openai_proxy.dialects.fields import count_in, json_value, names_in, object_in, text_in
 from openai_proxy.dialects.form import Choice, ChunkWriter, completion, usage_of
-from openai_proxy.dialects.messages import plain
 from openai_proxy.dialects.openai import broken_stream, invalid_response
 from openai_proxy.dialects.parameters import Unsupported, checked
 from openai_proxy.dialects.prompts import prompt_of

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from openai_protocol.errors import ApiError, ErrorCode, InvalidRequest
+from openai_protocol.errors import ApiError, InvalidRequest, missing_parameter
 from openai_protocol.sse import MEDIA_TYPE
 from openai_proxy.dialects.asked import asked_of, posted
 from openai_proxy.dialects.base import (
@@ -182,8 +182,4 @@ class TritonDialect:
 
 def _require_limit(parameters: Json) -> None:
     if "max_tokens" not in parameters:
-        raise InvalidRequest(
-            "Missing required parameter: 'max_tokens': this model needs it.",
-            param="max_tokens",
-            code=ErrorCode.MISSING_REQUIRED_PARAMETER,
-        )
+        raise missing_parameter("max_tokens", "this model needs it")

@@ -1,18 +1,19 @@
-"""A chat's messages for upstreams that take each of them as a role and a text."""
+"""A chat's messages as a role and a text each, for who takes nothing else."""
 
 from __future__ import annotations
 
-from openai_protocol.errors import ErrorCode, InvalidRequest
+from typing import Any
+
+from openai_protocol.errors import ErrorCode, InvalidRequest, missing_parameter
 from openai_protocol.requests import ContentPart, Message
-from openai_proxy.dialects.base import Json
 
 
-def plain(messages: list[Message]) -> list[Json]:
+def plain(messages: list[Message]) -> list[dict[str, Any]]:
     """Return the messages with text alone, "" where there is none; raises InvalidRequest."""
     return [_plain(message, at) for at, message in enumerate(messages)]
 
 
-def _plain(message: Message, at: int) -> Json:
+def _plain(message: Message, at: int) -> dict[str, Any]:
     if message.role in ("tool", "function") or (message.model_extra or {}).get("tool_calls"):
         raise InvalidRequest(
             "Tool calls are not supported with this model.",
@@ -40,9 +41,5 @@ def text_of(part: ContentPart, where: str) -> str:
             code=ErrorCode.UNSUPPORTED_VALUE,
         )
     if part.text is None:
-        raise InvalidRequest(
-            f"Missing required parameter: '{where}.text'.",
-            param=f"{where}.text",
-            code=ErrorCode.MISSING_REQUIRED_PARAMETER,
-        )
+        raise missing_parameter(f"{where}.text")
     return part.text
