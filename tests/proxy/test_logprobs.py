@@ -341,6 +341,7 @@ def test_raw_bytes_that_are_none() -> None:
     """Bytes are taken only where they are bytes."""
     assert token("a", -1, [97]) == Token(b"a", -1.0)
     assert token("a", -1, [256]) == token("a", -1, None) == Token(b"a", -1.0)
+    assert token("\ufffd", -1, list("\ufffd".encode())) == Token("\ufffd", -1.0)
 
 
 # over the wire

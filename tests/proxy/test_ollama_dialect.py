@@ -95,6 +95,13 @@ def test_keep_alive(configured: str, kept: str | int) -> None:
     assert sent(OllamaDialect(keep_alive=configured), text())["keep_alive"] == kept
 
 
+def test_nothing_is_cut() -> None:
+    """Where that is configured, Ollama is asked not to cut what is too long for its context."""
+    body = sent(OllamaDialect(truncate="false"), chat())
+    assert (body["truncate"], body["shift"]) == (False, False)
+    assert sent(OllamaDialect(truncate=True), chat()).keys() == {"model", "messages", "stream"}
+
+
 def test_options_that_are_none() -> None:
     """A bad option, and a template that nobody would use, stop the start."""
     with pytest.raises(ValueError, match="num_ctx must be a whole number"):
@@ -288,6 +295,12 @@ def test_what_is_no_answer(body: bytes, code: str) -> None:
     [
         (404, "model 'x' not found", (404, "model_not_found")),
         (400, '"x" does not support thinking', (400, "upstream_error")),
+        (400, "the input length exceeds the context length", (400, "context_length_exceeded")),
+        (
+            400,
+            "request (40000 tokens) exceeds the available context size (4096 tokens)",
+            (400, "context_length_exceeded"),
+        ),
         (503, "server busy, please try again: secret", (503, "upstream_error")),
         (500, "model requires more system memory: secret", (502, "upstream_error")),
     ],
@@ -323,6 +336,14 @@ def test_a_stream_of_tool_calls() -> None:
     assert [(call["index"], call["id"]) for call in calls] == [(0, "call_1_0"), (1, "call_1_1")]
     assert {call["function"]["arguments"] for call in calls} == {'{"city": "Ulm"}'}
     assert ends(events) == ["tool_calls"]
+
+
+def test_text_in_the_last_line() -> None:
+    """What Ollama held back, since it could have become a tool call, comes with the end."""
+    end = {"message": {"content": "{}"}, "done": True, "done_reason": "stop"}
+    whole = line("a") + json.dumps(end).encode() + b"\n"
+    events, error = fed(DIALECT.stream(chat(stream=True, tools=[TOOL])), whole)
+    assert (said(events), ends(events), error) == ("a{}", ["stop"], None)
 
 
 def test_a_stream_of_text() -> None:

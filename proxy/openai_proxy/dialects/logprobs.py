@@ -16,6 +16,7 @@ from openai_proxy.dialects.withheld import REPLACEMENT
 PARAMETERS = frozenset({"logprobs", "top_logprobs"})
 # How OpenAI writes that a token is hardly possible; upstreams write null, or infinity.
 UNLIKELY = -9999.0
+_MARK = REPLACEMENT.encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +55,12 @@ def token(text: Any, logprob: Any, raw: Any = None, token_id: Any = None) -> Tok
     """
     is_number = isinstance(logprob, int | float) and math.isfinite(logprob)
     score = float(logprob) if is_number else UNLIKELY
-    if isinstance(raw, list) and all(type(one) is int and 0 <= one < 256 for one in raw):
-        return Token(bytes(raw), score)
     if not isinstance(text, str):
         return Token(f"token_id:{token_id}", score)  # as vLLM names those without a text
-    return Token(text if REPLACEMENT in text else text.encode(), score)
+    data = text.encode()
+    if isinstance(raw, list) and all(type(one) is int and 0 <= one < 256 for one in raw):
+        data = bytes(raw)
+    return Token(text if _MARK in data else data, score)
 
 
 class HeldDraws:

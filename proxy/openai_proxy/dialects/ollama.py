@@ -7,9 +7,10 @@ older ones tell no prompt tokens for a prompt that was cached.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from openai_protocol.errors import ApiError, InvalidRequest, wrong_type
+from openai_protocol.errors import ApiError, ErrorCode, InvalidRequest, wrong_type
 from openai_protocol.requests import ChatCompletionRequest, GenerationRequest
 from openai_proxy.dialects.asked import asked_of, model_of, pattern_of, posted, schema_of
 from openai_proxy.dialects.base import (
@@ -26,7 +27,7 @@ from openai_proxy.dialects.form import Choice, ChunkWriter, completion, usage_of
 from openai_proxy.dialects.logprobs import PARAMETERS, Draw, Token, num_top_logprobs, token
 from openai_proxy.dialects.ollama_messages import ollama_messages, ollama_tools, openai_calls
 from openai_proxy.dialects.openai import broken_stream, invalid_response
-from openai_proxy.dialects.options import whole_number
+from openai_proxy.dialects.options import truth, whole_number
 from openai_proxy.dialects.parameters import Unsupported, checked
 from openai_proxy.dialects.prompts import prompt_of
 from openai_proxy.dialects.reading import Lines, TranslatedStream, json_piece
@@ -53,6 +54,7 @@ SUPPORTED = frozenset(
 )
 SUPPORTED_CHAT = SUPPORTED | {"tools"}
 SUPPORTED_COMPLETIONS = SUPPORTED | {"suffix"}
+_TOO_LONG = re.compile(r"exceeds (the|maximum) (available )?context (length|size)")
 _EFFORTS: dict[str, str | bool] = {
     "none": False,
     "minimal": "low",
@@ -69,7 +71,8 @@ class OllamaDialect:
 
     `num_ctx`, a context's length in tokens, and `keep_alive`, for how long a model stays loaded
     (`5m`, or seconds), are sent with every request. Without the former, Ollama cuts prompts
-    silently to a context that is short by default.
+    silently to a context that is short by default. With `truncate` false nothing is cut: a prompt
+    that is too long is refused, and a text ends where the context does.
     """
 
     base_path = ""
@@ -83,6 +86,7 @@ class OllamaDialect:
         render: Render | None = None,
         num_ctx: int | str | None = None,
         keep_alive: str | None = None,
+        truncate: bool | str = True,
     ) -> None:
         """Raises ValueError for a bad option, and for a template: Ollama renders chats itself."""
         if render is not None:
@@ -91,12 +95,16 @@ class OllamaDialect:
         self._options: Json = {}
         if num_ctx is not None:
             self._options["num_ctx"] = whole_number("num_ctx", num_ctx)
-        self._keep_alive = None if keep_alive is None else _duration(keep_alive)
+        self._always: Json = {}
+        if keep_alive is not None:
+            self._always["keep_alive"] = _duration(keep_alive)
+        if not truth("truncate", truncate):
+            self._always |= {"truncate": False, "shift": False}
 
     def request(self, call: Call) -> UpstreamRequest:
         """Translate a call; raises InvalidRequest."""
         asked = asked_of(call)
-        body: Json = {"model": model_of(call), "stream": call.is_stream}
+        body: Json = {"model": model_of(call), "stream": call.is_stream, **self._always}
         if isinstance(asked, ChatCompletionRequest):
             values = checked(asked, SUPPORTED_CHAT, self._unsupported)
             body["messages"] = ollama_messages(asked.messages)
@@ -113,8 +121,6 @@ class OllamaDialect:
         options = self._options | _options(asked, values)
         if options:
             body["options"] = options
-        if self._keep_alive is not None:
-            body["keep_alive"] = self._keep_alive
         path = "/api/chat" if call.path == CHAT else "/api/generate"
         return posted(call, path, body)
 
@@ -139,6 +145,8 @@ class OllamaDialect:
     def error(self, head: AnswerHead, body: bytes) -> ApiError:
         """Translate an answer with an error status; 404 is an unknown model."""
         error = upstream_error(head, body)
+        if error.status == 400 and _TOO_LONG.search(error.message):
+            return InvalidRequest(error.message, code=ErrorCode.CONTEXT_LENGTH_EXCEEDED)
         return unknown_model(error.message) if error.status == 404 else error
 
     def stream(self, call: Call) -> OllamaStream:
