@@ -102,8 +102,9 @@ def _meaning(alias: Alias) -> str:
         alias.meaning if isinstance(alias.meaning, tuple) else (alias.meaning,)
     )
     text = ", ".join(f"`{meaning}`" for meaning in meanings)
-    for name, read in alias.implies.items():
-        text += f", and `{name}: {read(alias.meaning)}`"
+    also = {name: read(alias.example) for name, read in alias.also.items()}
+    for name, value in (also | dict(alias.implies)).items():
+        text += f", and `{name}: {value}`"
     if alias.with_backend is not None:
         text += f"; `{alias.with_backend}` where there is a `backend`"
     return text

@@ -44,8 +44,10 @@ def test_alias(alias: Alias, tmp_path: Path) -> None:
     default = Settings.model_fields[alias.setting].get_default(call_default_factory=True)
     meaning = default if alias.meaning is None else alias.meaning
     assert agree(getattr(found.settings, alias.setting), meaning)
-    for name, read_implied in alias.implies.items():
-        assert getattr(found.settings, name) == read_implied(alias.meaning)
+    for name, value in alias.implies.items():
+        assert getattr(found.settings, name) == value
+    for name, read_too in alias.also.items():
+        assert getattr(found.settings, name) == read_too(alias.example)
 
 
 @pytest.mark.parametrize("alias", ALIASES, ids=lambda alias: alias.name)
@@ -243,6 +245,14 @@ def test_a_provider_whose_dialect_is_given() -> None:
     environ["OPENAI_PROXY_UPSTREAM_DIALECT"] = "tgi"
     settings = load_all(Flags(), environ).settings
     assert (settings.provider, settings.upstream_dialect) == ("ours", "tgi")
+
+
+def test_a_provider_that_has_another_name() -> None:
+    """What /health calls a provider may be set: that leaves its dialect as it is."""
+    environ = {**UPSTREAM, "INFERENCE_INFERENCE_PROVIDER": "triton"}
+    environ["OPENAI_PROXY_PROVIDER"] = "ours"
+    settings = load_all(Flags(), environ).settings
+    assert (settings.provider, settings.upstream_dialect) == ("ours", "triton")
 
 
 def test_nothing_is_implied_by_what_lost() -> None:

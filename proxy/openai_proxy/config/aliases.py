@@ -31,8 +31,10 @@ class Alias:
     example: str
     meaning: Any
     read: Reading = as_it_is
-    # Settings that follow from its meaning where nobody gives them, and what they are then
-    implies: Mapping[str, Reading] = field(default_factory=dict)
+    # Other settings that it gives, too, each with what its value means there
+    also: Mapping[str, Reading] = field(default_factory=dict)
+    # Settings that follow from this one where nobody gives them
+    implies: Mapping[str, Any] = field(default_factory=dict)
     # What it means instead where the proxy runs a backend; the value is then taken as it is
     with_backend: str | None = None
 
@@ -51,13 +53,18 @@ class Alias:
         """Whether it is an environment variable: `SEMINSTRUCT_PORT`."""
         return not self.is_flag and not self.is_key
 
+    @property
+    def readings(self) -> Mapping[str, Reading]:
+        """What its value means, for each setting that it gives."""
+        return {self.setting: self.read, **self.also}
+
 
 # Keys of the file, each with its variable INFERENCE_<SECTION>_<KEY>. The last two of `inference`
 # are told by that system's /health.
 _FILE_KEYS: tuple[tuple[str, str, str, Any, Reading], ...] = (
     ("server.host", "host", _ANY, _ANY, as_it_is),
     ("server.port", "port", "3000", 3000, as_it_is),
-    ("inference.provider", "provider", "lmstudio", "lmstudio", readings.provider),
+    ("inference.provider", "upstream_dialect", "lmstudio", "openai", readings.dialect),
     (
         "inference.base_url",
         "upstream_url",
@@ -80,10 +87,6 @@ _FILE_KEYS: tuple[tuple[str, str, str, Any, Reading], ...] = (
     ("logging.format", "log_format", "pretty", "pretty", readings.log_form),
     ("logging.output", "log_file", "stdout", None, readings.log_output),
 )
-
-# The upstream's dialect follows from its name, or from the variable that tells where it is.
-_DIALECT_OF_PROVIDER = {"upstream_dialect": readings.dialect}
-_SHIMMY = {"upstream_dialect": readings.always("shimmy")}
 
 # Each is a flag, --model-path, and a variable, INFERENCE_MODEL_PATH.
 _FLAGS: tuple[tuple[str, str, str, Any, Reading], ...] = (
@@ -111,7 +114,7 @@ _VARIABLES = (
         SEMINSTRUCT,
         "http://localhost:8080",
         "http://localhost:8080",
-        implies=_SHIMMY,
+        implies={"upstream_dialect": "shimmy"},
     ),
     Alias("SEMINSTRUCT_PORT", "port", SEMINSTRUCT, "8083", 8083),
     Alias("SEMINSTRUCT_TIMEOUT_SECONDS", "request_timeout_seconds", SEMINSTRUCT, "120", 120),
@@ -145,7 +148,7 @@ _VARIABLES = (
         "8080",
         "http://127.0.0.1:8080",
         readings.local_url,
-        implies=_SHIMMY,
+        implies={"upstream_dialect": "shimmy"},
         with_backend="backend_port",
     ),
     Alias("LOG_LEVEL", "log_level", SHIMMY_PROXY, "debug", "debug", readings.level),
@@ -156,9 +159,10 @@ def _of_the_file() -> tuple[Alias, ...]:
     found = []
     for key, setting, example, meaning, read in _FILE_KEYS:
         variable = "INFERENCE_" + key.replace(".", "_").upper()
-        implies = _DIALECT_OF_PROVIDER if setting == "provider" else {}
+        # a provider's name is also what /health calls it
+        also = {"provider": readings.provider} if key == "inference.provider" else {}
         found += [
-            Alias(name, setting, INFERENCE_SERVICE, example, meaning, read, implies)
+            Alias(name, setting, INFERENCE_SERVICE, example, meaning, read, also)
             for name in (key, variable)
         ]
     return tuple(found)

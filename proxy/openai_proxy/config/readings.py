@@ -7,7 +7,7 @@ where it says nothing. What it does not know it returns as it is, for the settin
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 _LEVELS = {
@@ -94,11 +94,6 @@ def dialect(value: Any) -> Any:
     """Return the dialect of a provider: LM Studio speaks OpenAI's, shimmy its own."""
     text = provider(value)
     return "openai" if re.sub(r"[-_. ]", "", text) in _OPENAI_PROVIDERS else text
-
-
-def always(value: Any) -> Callable[[Any], Any]:
-    """Return a reading that has this value, whatever it reads."""
-    return lambda _: value
 
 
 def local_url(value: Any) -> Any:

@@ -67,8 +67,9 @@ def of_file(path: Path) -> Layer:
                 line = f"{path}:{lines[place]}"
                 problems.append(f"{line}: {dotted(place)} is no setting{like(name, known)}")
             elif held is not None:
-                at = origins(place, alias.setting)
-                given += _read(alias, held, at, str(at[alias.setting,]), problems)
+                for setting in alias.readings:
+                    at = origins(place, setting)
+                    given += _read(alias, setting, held, at, str(at[setting,]), problems)
     return _resolved(given, problems)
 
 
@@ -97,8 +98,9 @@ def of_environment(variables: Mapping[str, str], fields: Fields, has_backend: bo
             at = _everywhere(text, alias.with_backend, alias.name)
             given.append(_Given(alias.with_backend, text, at, alias.name, is_alias=True))
         else:
-            at = _everywhere(text, alias.setting, alias.name)
-            given += _read(alias, text, at, alias.name, problems)
+            for setting in alias.readings:
+                at = _everywhere(text, setting, alias.name)
+                given += _read(alias, setting, text, at, alias.name, problems)
     return _resolved(given, problems)
 
 
@@ -143,9 +145,9 @@ def with_implied(layer: Layer) -> Layer:
         origin = origins.get((alias.setting,))
         if origin is None or alias.name not in (origin.name, origin.key):
             continue
-        for name, read in alias.implies.items():
+        for name, value in alias.implies.items():
             if name not in values:
-                values[name] = read(values[alias.setting])
+                values[name] = value
                 origins[name,] = origin
     return Layer(values, origins)
 
@@ -155,16 +157,24 @@ def _everywhere(value: Any, setting: str, name: str) -> dict[Place, Origin]:
 
 
 def _read(
-    alias: Alias, value: Any, origins: Mapping[Place, Origin], name: str, problems: list[str]
+    alias: Alias,
+    setting: str,
+    value: Any,
+    origins: Mapping[Place, Origin],
+    name: str,
+    problems: list[str],
 ) -> Iterable[_Given]:
-    """Yield what an alias's value means, if anything; adds to `problems` what it cannot mean."""
+    """Yield what an alias's value means for a setting, if anything.
+
+    Adds to `problems` what it cannot mean.
+    """
     try:
-        meaning = alias.read(value)
+        meaning = alias.readings[setting](value)
     except ValueError as error:
         problems.append(f"{name}: {alias.name}: {error}" if alias.is_key else f"{name}: {error}")
         return
     if meaning is not None:
-        yield _Given(alias.setting, meaning, origins, name, is_alias=True)
+        yield _Given(setting, meaning, origins, name, is_alias=True)
 
 
 def _resolved(given: Iterable[_Given], problems: list[str]) -> Layer:
