@@ -53,14 +53,23 @@ def token(text: Any, logprob: Any, raw: Any = None, token_id: Any = None) -> Tok
 
     A part of a character may be told as a mark that stands for it: its bytes are not known then.
     """
-    is_number = isinstance(logprob, int | float) and math.isfinite(logprob)
-    score = float(logprob) if is_number else UNLIKELY
+    score = _score(logprob)
     if not isinstance(text, str):
         return Token(f"token_id:{token_id}", score)  # as vLLM names those without a text
     data = text.encode()
     if isinstance(raw, list) and all(type(one) is int and 0 <= one < 256 for one in raw):
         data = bytes(raw)
     return Token(text if _MARK in data else data, score)
+
+
+def _score(logprob: Any) -> float:
+    if type(logprob) not in (int, float):
+        return UNLIKELY
+    try:
+        score = float(logprob)
+    except OverflowError:  # a whole number of hundreds of digits
+        return UNLIKELY
+    return score if math.isfinite(score) else UNLIKELY
 
 
 class HeldDraws:
