@@ -8,6 +8,7 @@ backend is stopped last. A second signal ends everything at once.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -40,6 +41,8 @@ log = structlog.get_logger("openai_proxy")
 
 # After the grace period: for interrupted streams to get their last event out
 LAST_EVENTS_SECONDS = 3.0
+# New objects between two looks for cycles among them; Python's own is 700.
+COLLECT_AFTER = 10_000
 # Before other settings hold: for what they name to show what it has
 FIRST_LOOK_SECONDS = 2.0
 
@@ -60,7 +63,7 @@ class Lifecycle:
         self._port: int = listener.getsockname()[1]
         self._state = ServerState()
         self._state.follow(settings)
-        self._metrics = Metrics(lambda: self._state.models, settings.metrics_namespace)
+        self._metrics = Metrics(self._state.lists, settings.metrics_namespace)
         self._running = Running()
         self._concurrency = Concurrency()
         self._tracing = self._start_tracing()
@@ -185,6 +188,7 @@ class Lifecycle:
     async def _serve(self) -> None:
         """Build what the settings ask for, and watch the upstreams of whatever holds then."""
         await self._service.build()
+        _collect_seldom()
         self._use(self._service)
         self._watch(self._service)
         while self._watching is not None:
@@ -268,6 +272,15 @@ class Lifecycle:
         )
         await asyncio.wait({serving})
         timer.cancel()
+
+
+def _collect_seldom() -> None:
+    """Spare the garbage collector what is here for good, and most of its looks at what is new.
+
+    Requests leave few cycles behind; to look for them took a tenth of their time.
+    """
+    gc.freeze()
+    gc.set_threshold(COLLECT_AFTER)
 
 
 def _shutting_down() -> Unavailable:

@@ -6,13 +6,12 @@ codes those of the protocol.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
-    Histogram,
     PlatformCollector,
     ProcessCollector,
     disable_created_metrics,
@@ -21,16 +20,11 @@ from prometheus_client import (
 
 from openai_protocol.errors import ErrorCode
 from openai_proxy.exchange import Exchange
+from openai_proxy.request_metrics import RequestMetrics
 
 NAMESPACE = "openai_proxy"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 OTHER = "other"
-DURATION_BUCKETS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
-# vLLM's buckets for the time to first token, so that panels fit both
-TTFT_BUCKETS = (
-    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
-    *(1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560),
-)
 # What a system that this replaces counts under a name of its own, in its own namespace.
 OTHER_NAMES = {("seminstruct", "upstream_errors_total"): "shimmy_errors_total"}
 _CODES = frozenset(str(code) for code in ErrorCode)
@@ -40,38 +34,16 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for 
 
 
 class Metrics:
-    """Counts what it hears as an observer of requests; `known_models` bounds a label."""
+    """Counts what it hears as an observer of requests; `is_model` bounds a label."""
 
-    def __init__(
-        self, known_models: Callable[[], Collection[str]], namespace: str = NAMESPACE
-    ) -> None:
-        self._known_models = known_models
+    def __init__(self, is_model: Callable[[str], bool], namespace: str = NAMESPACE) -> None:
+        self._is_model = is_model
         self._namespace = namespace
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
-        self._requests = self._counter(
-            "requests_total", "Requests answered.", ["path", "status", "model"]
-        )
-        self._in_flight = Gauge(
-            "requests_in_flight", "Requests that run now.", namespace=namespace, registry=registry
-        )
-        self._duration = Histogram(
-            "request_duration_seconds",
-            "Time from a request's head to its answer's last byte.",
-            ["path"],
-            buckets=DURATION_BUCKETS,
-            namespace=namespace,
-            registry=registry,
-        )
-        self._ttft = Histogram(
-            "time_to_first_token_seconds",
-            "Time from a request's head to the first event of its stream.",
-            ["path", "model"],
-            buckets=TTFT_BUCKETS,
-            namespace=namespace,
-            registry=registry,
-        )
+        self._requests = RequestMetrics(namespace)
+        registry.register(self._requests)
         self._errors = self._counter("errors_total", "Requests that ended with an error.", ["code"])
         self._upstream_errors = self._counters(
             "upstream_errors_total", "Requests that failed at the upstream.", ["code"]
@@ -100,17 +72,17 @@ class Metrics:
 
     def request_started(self, exchange: Exchange) -> None:
         """Count a request as running."""
-        self._in_flight.inc()
+        self._requests.began()
 
     def request_finished(self, exchange: Exchange) -> None:
         """Count a request's end, by path, status and model, and its error."""
-        self._in_flight.dec()
-        path = exchange.route or OTHER
-        model = self._model(exchange.model)
-        self._requests.labels(path, str(exchange.status or 0), model).inc()
-        self._duration.labels(path).observe(exchange.duration_seconds)
-        if exchange.ttft_seconds is not None:
-            self._ttft.labels(path, model).observe(exchange.ttft_seconds)
+        self._requests.ended(
+            exchange.route or OTHER,
+            exchange.status or 0,
+            self._model(exchange.model),
+            exchange.duration_seconds,
+            exchange.ttft_seconds,
+        )
         if exchange.error_code is not None:
             self._errors.labels(_code(exchange.error_code)).inc()
         if exchange.is_client_gone:
@@ -137,7 +109,7 @@ class Metrics:
     def _model(self, model: str | None) -> str:
         if model is None:
             return ""
-        return model if model in self._known_models() else OTHER
+        return model if self._is_model(model) else OTHER
 
 
 def _code(code: str) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Callable
 from http import HTTPStatus
+from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from openai_protocol.errors import InvalidRequest
+from openai_proxy.running import CONNECTION
 from openai_proxy.tls import certificate_name
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -20,16 +23,20 @@ GOODBYE_SECONDS = 1.0
 class BoundedHead(HttpToolsProtocol):
     """uvicorn's protocol; a head that is too long gets 431, one that does not end is dropped.
 
-    The scope has the name in a client's certificate, as ASGI's extension for TLS has it.
+    The scope has, as ASGI's extensions, the connection itself, which tells when it is lost, and the
+    name in a client's certificate.
     """
 
     max_head_bytes = MAX_HEAD_BYTES
     head_seconds = HEAD_SECONDS
     _is_in_head = True
     _num_head_bytes = 0
+    _head_until = 0.0
     _timer: asyncio.TimerHandle | None = None
     _client_name: str | None = None
     _is_ending = False
+    is_lost = False
+    on_lost: Callable[[], None] | None = None
     _goodbye: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
@@ -46,20 +53,23 @@ class BoundedHead(HttpToolsProtocol):
         if self._goodbye is not None:
             self._goodbye.cancel()
         super().connection_lost(exc)
+        self.is_lost = True
+        if self.on_lost is not None:
+            self.on_lost()
 
     def on_message_begin(self) -> None:
         """Begin to count the next request's head, on a connection that is used again."""
         super().on_message_begin()
+        extensions: dict[str, Any] = {CONNECTION: self}
         if self._client_name is not None:
-            extensions = {"tls": {"client_cert_name": self._client_name}}
-            self.scope["extensions"] = extensions  # type: ignore[typeddict-item]  # not all of them
+            extensions["tls"] = {"client_cert_name": self._client_name}
+        self.scope["extensions"] = extensions
         if not self._is_in_head:
             self._await_head()
 
     def on_headers_complete(self) -> None:
         """Stop counting; the body has a limit of its own."""
         self._is_in_head = False
-        self._stop_timer()
         super().on_headers_complete()
 
     def data_received(self, data: bytes) -> None:
@@ -112,8 +122,17 @@ class BoundedHead(HttpToolsProtocol):
     def _await_head(self) -> None:
         self._is_in_head = True
         self._num_head_bytes = 0
-        self._stop_timer()
-        self._timer = self.loop.call_later(self.head_seconds, self._drop)
+        self._head_until = self.loop.time() + self.head_seconds
+        if self._timer is None:
+            self._timer = self.loop.call_later(self.head_seconds, self._on_timer)
+
+    def _on_timer(self) -> None:
+        # One timer a connection: setting and stopping one for each request would cost more.
+        rest = self._head_until - self.loop.time() if self._is_in_head else self.head_seconds
+        if rest > 0:
+            self._timer = self.loop.call_later(rest, self._on_timer)
+        else:
+            self._drop()
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

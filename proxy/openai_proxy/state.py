@@ -67,6 +67,10 @@ class ServerState:
         found = (name for probe in self.probes.values() for name in probe.readiness.models)
         return tuple(dict.fromkeys(found))
 
+    def lists(self, model: str) -> bool:
+        """Tell whether an upstream lists this model."""
+        return any(model in probe.readiness.models for probe in self.probes.values())
+
     def report(self) -> dict[str, Any]:
         """Return the body of `GET /health`."""
         return self.health_form(self._report())

@@ -35,7 +35,7 @@ def predictor_flags() -> list[str]:
 def metric_names() -> list[str]:
     registry = CollectorRegistry()
     EngineMetrics("m", lambda: 0, lambda: 0, registry)
-    families = [*registry.collect(), *Metrics(lambda: ()).registry.collect()]
+    families = [*registry.collect(), *Metrics(lambda _: False).registry.collect()]
     names = [f"{f.name}_total" if f.type == "counter" else f.name for f in families]
     return [name for name in names if not name.startswith(("python_", "process_"))]
 

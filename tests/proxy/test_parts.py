@@ -28,7 +28,7 @@ async def leashed(
     """A request that would never end by itself."""
     async with running.leash(timeout_seconds) as leash:
         if receive is not None:
-            leash.watch(receive)
+            leash.watch({}, receive)
         await asyncio.Event().wait()
 
 
@@ -77,12 +77,12 @@ async def test_leash_watch_and_unwatch() -> None:
     with pytest.raises(ClientGoneError):
         await leashed(Running(), receive)
     async with Running().leash(60) as leash:
-        leash.watch(receive)
+        leash.watch({}, receive)
         leash.unwatch()
         await asyncio.sleep(0.01)
     gone.clear()
     async with Running().leash(60) as leash:
-        leash.watch(receive)
+        leash.watch({}, receive)
         await asyncio.sleep(0)
     gone.set()
     await asyncio.sleep(0.01)
@@ -236,7 +236,7 @@ def test_llamacpp_command() -> None:
 
 def test_metrics_labels_are_bounded() -> None:
     """Unknown paths and models share one label each, however many there are."""
-    metrics = Metrics(lambda: ("tiny",))
+    metrics = Metrics(lambda model: model == "tiny")
     for number in range(50):
         exchange = Exchange("id", "POST", f"/{number}", 0.0, model=f"m{number}", status=404)
         exchange.finished_at = 1.0

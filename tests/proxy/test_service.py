@@ -25,7 +25,7 @@ async def test_a_backend_becomes_an_upstream_once(monkeypatch: pytest.MonkeyPatc
         return build(self, base_url)
 
     monkeypatch.setattr(Assembly, "backend", counted)
-    metrics = Metrics(lambda: ())
+    metrics = Metrics(lambda _: False)
     service = Service(
         load({"backend": "llamacpp", "model_path": "m.gguf"}),
         app.build_paths(ServerState(), metrics),

@@ -72,11 +72,11 @@ class GenerationEndpoint:
         """Serve one request; an error after a stream has begun becomes its last event."""
         exchange = exchange_of(scope)
         serving = self._serving
-        stream = EventStream(send, serving.keepalive_seconds)
+        stream: EventStream | None = None
         try:
             async with self._running.leash(serving.timeout_seconds) as leash:
                 body = await read_body(receive)
-                leash.watch(receive)
+                leash.watch(scope, receive)
                 asked = serving.limits.parse(self._request_model, body)
                 if FIELD in (asked.model_extra or {}):
                     body = without_resume(body)
@@ -92,12 +92,13 @@ class GenerationEndpoint:
                     whole = _Whole(send)
                     await ask(route.upstream, call, exchange, serving, whole, has_sent_nothing)
                     return
+                stream = EventStream(send, serving.keepalive_seconds)
                 async with stream:
                     events = _Streamed(stream, leash)
                     await ask(route.upstream, call, exchange, serving, events, has_sent_nothing)
         except ApiError as error:
             exchange.error_code = str(error.code)
-            if not stream.has_begun:
+            if stream is None or not stream.has_begun:
                 raise
             await stream.fail(form_of(scope).body(error))
 

@@ -82,7 +82,7 @@ class PassingEndpoint:
         exchange = exchange_of(scope)
         async with self._running.leash(self._serving.timeout_seconds) as leash:
             body = await read_body(receive)
-            leash.watch(receive)
+            leash.watch(scope, receive)
             asked = self._serving.limits.parse(self._request_model, body)
             exchange.model = asked.model
             route = self._router.route(asked.model)
