@@ -28,6 +28,9 @@ class Shape(NamedTuple):
     is_too_deep: bool
 
 
+_GOOD = Shape(is_too_long=False, is_too_deep=False)
+
+
 @dataclass(frozen=True, slots=True)
 class ShapeLimits:
     """How many values a JSON text may have, and how deep they may stand in each other.
@@ -44,7 +47,7 @@ class ShapeLimits:
         signs = body.translate(None, _NO_SIGNS)
         num_lists = _count_lists(signs)
         if num_lists <= self.max_depth and self._has_room(num_lists, signs):
-            return Shape(is_too_long=False, is_too_deep=False)  # even if no text has any of them
+            return _GOOD  # even if no text has any of them
         parsed = _without_escapes(body)
         if parsed.count(b'"') // 2 > self.max_values:
             return Shape(is_too_long=True, is_too_deep=False)

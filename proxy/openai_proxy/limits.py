@@ -5,9 +5,11 @@ How large its body may be, `middleware` checks while it reads.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -82,6 +84,12 @@ class RequestLimits:
     max_json_depth: int = MAX_JSON_DEPTH
     max_messages: int = MAX_MESSAGES
     max_json_values: int = MAX_JSON_VALUES
+    _shape: ShapeLimits = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Make what is asked of each body once."""
+        shape = ShapeLimits(self.max_json_values, self.max_json_depth)
+        object.__setattr__(self, "_shape", shape)
 
     def parse(self, model: type[Parsed], body: bytes) -> Parsed:
         """Return the checked request; raises InvalidRequest that names the field.
@@ -89,7 +97,7 @@ class RequestLimits:
         What costs much is asked of the bytes first; the parser has bounds of its own, too (200
         levels).
         """
-        shape = ShapeLimits(self.max_json_values, self.max_json_depth).look_at(body)
+        shape = self._shape.look_at(body)
         if shape.is_too_long:
             raise self._too_many()
         _refuse_constants(body)
@@ -98,7 +106,8 @@ class RequestLimits:
             self._refuse_depth(asked)
         if isinstance(asked, ChatCompletionRequest) and len(asked.messages) > self.max_messages:
             raise self._too_many_messages(len(asked.messages))
-        _refuse_other_spellings(asked)
+        if asked.model_extra:
+            _refuse_other_spellings(type(asked), asked.model_extra)
         if _may_have_twins(body, asked.model_fields_set):
             _refuse_twins(body)
         return asked
@@ -166,9 +175,9 @@ def _refuse_constants(body: bytes) -> None:
         ) from None
 
 
-def _refuse_other_spellings(asked: BaseModel) -> None:
-    known = type(asked).model_fields
-    for name in asked.model_extra or ():
+def _refuse_other_spellings(model: type[BaseModel], names: Iterable[str]) -> None:
+    known = model.model_fields
+    for name in names:
         meant = name.casefold()
         if meant in known:
             raise InvalidRequest(
@@ -188,10 +197,15 @@ def _may_have_twins(body: bytes, names: set[str]) -> bool:
     if len(names) * len(body) > _MAX_LOOKED_THROUGH:
         return True  # to parse it once more takes no longer
     for name in names:
-        quoted = b'"%s"' % name.encode()
+        quoted = _quoted(name)
         if body.count(quoted) != 1 and (len(re.findall(re.escape(quoted) + rb"\s*:", body)) != 1):
             return True  # or it stands in an inner object as well
     return b"\\u00" in body and _ESCAPED_LETTER.search(body) is not None
+
+
+@functools.lru_cache(256)
+def _quoted(name: str) -> bytes:
+    return b'"%s"' % name.encode()
 
 
 def _refuse_twins(body: bytes) -> None:

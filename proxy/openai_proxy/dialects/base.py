@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 
 from openai_protocol.errors import ApiError
 from openai_protocol.requests import ChatCompletionRequest, CompletionRequest, Message
@@ -42,8 +43,7 @@ class Call:
         return self.asked is not None and bool(self.asked.stream)
 
 
-@dataclass(frozen=True, slots=True)
-class UpstreamRequest:
+class UpstreamRequest(NamedTuple):
     """What is sent to an upstream; `path` is below its base URL.
 
     `is_at_root`: below that URL without its /v1.
@@ -55,15 +55,17 @@ class UpstreamRequest:
     is_at_root: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerHead:
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
+
+class AnswerHead(NamedTuple):
     """The head of an upstream's answer; media type, encoding and headers' names in lower case."""
 
     status: int
     media_type: str
     encoding: str = ""
     retry_after: str | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = _NO_HEADERS
 
 
 class PassedError(ApiError):

@@ -11,7 +11,6 @@ What they answer in case of an error, all of it translated:
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from typing import Any
 
 from openai_protocol.errors import ApiError, BadGateway, ErrorCode, InvalidRequest, NotFound
@@ -93,4 +92,4 @@ def _flat(envelope: Json) -> bytes:
 
 def _translated(head: AnswerHead, body: bytes) -> ApiError:
     # "failed dependency": how TGI and the Open Inference Protocol say that a generation failed
-    return _OPENAI.error(replace(head, status=500) if head.status == 424 else head, body)
+    return _OPENAI.error(head._replace(status=500) if head.status == 424 else head, body)

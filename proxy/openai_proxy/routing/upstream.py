@@ -32,6 +32,11 @@ _KEPT_URLS = 256
 _NOT_ADDED = ("User-Agent",)
 
 
+@lru_cache(256)
+def _media_type(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()
+
+
 class Answer:
     """An upstream's answer whose head has come; all failures are ApiErrors."""
 
@@ -41,7 +46,7 @@ class Answer:
         headers = response.headers
         self.head = AnswerHead(
             status=response.status,
-            media_type=headers.get("content-type", "").partition(";")[0].strip().lower(),
+            media_type=_media_type(headers.get("content-type", "")),
             encoding=headers.get("content-encoding", "").strip().lower(),
             retry_after=headers.get("retry-after"),
             headers=headers,
@@ -51,8 +56,9 @@ class Answer:
         """Return the whole body; raises BadGateway where it is cut off or past the size limit."""
         parts = []
         num_bytes = 0
+        content = self._response.content
         try:
-            while chunk := await self._response.content.readany():
+            while not content.at_eof() and (chunk := await content.readany()):
                 num_bytes += len(chunk)
                 if num_bytes > MAX_ANSWER_BYTES:
                     raise invalid_response()
@@ -74,6 +80,8 @@ class Answer:
 
     async def finish(self) -> None:
         """Wait a moment for the end, so that the connection can be used again."""
+        if self._response.content.at_eof():
+            return
         try:
             async with asyncio.timeout(FINISH_SECONDS):
                 while await self._response.content.readany():
@@ -252,7 +260,7 @@ class Question:
             self._response = await self._session.request(
                 self._method,
                 self._url,
-                data=self._body,
+                data=None if self._body is None else aiohttp.BytesPayload(self._body),
                 headers=headers,
                 skip_auto_headers=None if has_agent else _NOT_ADDED,
                 allow_redirects=False,
