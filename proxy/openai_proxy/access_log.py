@@ -32,6 +32,7 @@ class AccessLog:
         self._quiet_routes = quiet_routes
         self._which = which
         self._sample = sample
+        self._takes_all = which == "all" and sample >= 1
         self._write = write
 
     def request_started(self, exchange: Exchange) -> None:
@@ -39,7 +40,7 @@ class AccessLog:
 
     def request_finished(self, exchange: Exchange) -> None:
         """Write the line."""
-        if not self._is_wanted(exchange):
+        if not self._takes_all and not self._is_wanted(exchange):
             return
         if exchange.route in self._quiet_routes:
             level = "debug"
@@ -81,4 +82,5 @@ def fields_of(exchange: Exchange) -> dict[str, object]:
         fields["error_code"] = loggable_code(exchange.error_code)
     if exchange.is_client_gone:
         fields["client_gone"] = True
+    fields.update(exchange.log_fields)
     return fields

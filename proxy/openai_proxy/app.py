@@ -20,7 +20,6 @@ from openai_proxy.limits import Concurrency, LimitConcurrency
 from openai_proxy.metrics import Metrics
 from openai_proxy.middleware import (
     App,
-    CloseWhileDraining,
     LimitBody,
     Observe,
     Receive,
@@ -136,4 +135,4 @@ def build(
     edge: App = RenderErrors(limited, form)
     if settings.cors is not None:
         edge = AllowOrigins(edge, settings.cors, form)
-    return Observe(CloseWhileDraining(edge, is_draining), observers)
+    return Observe(edge, observers, is_draining=is_draining)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, MutableMapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
@@ -11,6 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 from openai_protocol.errors import ApiError
 
 _KEY = "openai_proxy.exchange"
+# The `log_fields` of the exchange that a context serves.
+LOG_FIELDS: ContextVar[Mapping[str, str]] = ContextVar("openai_proxy_log_fields")
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that left before it had an answer
 CANCELLED = "cancelled"
 
@@ -35,7 +38,8 @@ class Exchange:
 
     Times are those of the observing middleware's clock, in seconds. `route` is the path as the
     server knows it, `model` as the client wrote it; neither is bounded until it is checked.
-    `server` is the address it came to, `trace_headers` are the client's, `span` is the tracer's.
+    `server` is the address it came to, `trace_headers` are the client's, `span` is the tracer's;
+    `log_fields` are on each log line that is written for it.
     """
 
     request_id: str
@@ -58,6 +62,7 @@ class Exchange:
     trace_headers: Sequence[tuple[str, str]] = ()
     observers: Sequence[AttemptObserver] = field(default=(), repr=False)
     span: Any = field(default=None, repr=False)
+    log_fields: dict[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def duration_seconds(self) -> float:

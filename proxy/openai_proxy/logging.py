@@ -8,13 +8,15 @@ its type and where it happened. Lines are rendered where they are logged, and wr
 from __future__ import annotations
 
 import atexit
-import datetime as dt
+import functools
 import logging
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn, TextIO
 
 import structlog
@@ -22,6 +24,7 @@ from structlog.typing import Processor
 
 from openai_proxy.config import ConfigError
 from openai_proxy.config.logging import LoggingSettings
+from openai_proxy.exchange import LOG_FIELDS
 from openai_proxy.log_file import RotatingFile
 from openai_proxy.log_form import Form, form_of
 from openai_proxy.log_sink import Console, Sink
@@ -124,7 +127,7 @@ def configure(settings: LoggingSettings, stream: TextIO | None = None) -> Logs:
     before, _Current.logs = _Current.logs, logs
     threshold = logs.threshold
     processors: list[Processor] = [
-        structlog.contextvars.merge_contextvars,
+        _with_context,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _named,
@@ -161,14 +164,10 @@ def close(seconds: float = CLOSE_SECONDS) -> None:
 
 
 def write_line(level: str, logger: str, event: str, fields: Mapping[str, Any]) -> None:
-    """Log a line past structlog's processors: for what is logged with every request.
-
-    As theirs, it has the values that are bound to the context.
-    """
+    """Log a line past structlog's processors: for what is logged with every request."""
     logs = _Current.logs
     if logs is not None and _LEVELS[level] >= logs.threshold:
-        bound = structlog.contextvars.get_contextvars()
-        logs.put(_own_line(level, event, logger, {**fields, **bound}))
+        logs.put(_own_line(level, event, logger, fields))
 
 
 _LEVELS = {name.lower(): number for name, number in logging.getLevelNamesMapping().items()}
@@ -226,6 +225,13 @@ def where_only(_: Any, __: str, event: EventDict) -> EventDict:
     return event
 
 
+def _with_context(_: Any, __: str, event: EventDict) -> EventDict:
+    """Add what the context has, which the event's own fields win over."""
+    for name, value in LOG_FIELDS.get(_NOTHING).items():
+        event.setdefault(name, value)
+    return event
+
+
 def _named(logger: Any, _: str, event: EventDict) -> EventDict:
     """Name the logger, unless the event is a backend's, which has named its own."""
     event.setdefault("logger", logger.name)
@@ -238,6 +244,7 @@ def in_order(_: Any, __: str, event: EventDict) -> EventDict:
     return {**first, **event}
 
 
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 _FIRST = ("timestamp", "level", "event", "logger")
 
 
@@ -247,5 +254,12 @@ def _lost_line(form: Form) -> Callable[[int], str]:
 
 def _own_line(level: str, event: str, logger: str, fields: Mapping[str, Any]) -> EventDict:
     """Return a line that structlog's processors did not make."""
-    now = dt.datetime.now(dt.UTC).isoformat().replace("+00:00", "Z")
-    return {"timestamp": now, "level": level, "event": event, "logger": logger, **fields}
+    seconds, micros = divmod(time.time_ns() // 1000, 1_000_000)
+    timestamp = f"{_to_seconds(seconds)}.{micros:06d}Z"
+    return {"timestamp": timestamp, "level": level, "event": event, "logger": logger, **fields}
+
+
+@functools.lru_cache(1)
+def _to_seconds(seconds: int) -> str:
+    """Return a time of day in UTC; there are many lines a second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))

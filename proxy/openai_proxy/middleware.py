@@ -1,7 +1,7 @@
 """What every request goes through before its endpoint, as plain ASGI; nothing buffers.
 
-    Observe                   names the request, times it, tells the observers
-    CloseWhileDraining        sends clients with open connections elsewhere before the end
+    Observe                   names the request, times it, tells the observers; while the server
+                              drains, it sends clients with open connections elsewhere
     AllowOrigins              answers preflights, names who may read answers (`cors`, if set)
     RenderErrors              turns what is raised below into an answer of the chosen form
     RequireClientCertificate  refuses clients that have shown none (`tls`, if set)
@@ -14,10 +14,10 @@ A request goes through them in this order.
 from __future__ import annotations
 
 import asyncio
+import random
 import re
 import time
-import uuid
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import structlog
@@ -27,6 +27,7 @@ from openai_proxy import error_forms
 from openai_proxy.error_forms import ErrorForm
 from openai_proxy.exchange import (
     CLIENT_CLOSED_REQUEST,
+    LOG_FIELDS,
     AttemptObserver,
     ClientGoneError,
     Exchange,
@@ -51,13 +52,19 @@ log = structlog.get_logger("openai_proxy")
 
 
 class Observe:
-    """Gives each request its id and its `Exchange`, and tells the observers of start and end."""
+    """Gives each request its id and its `Exchange`, and tells the observers of start and end.
+
+    Closes each connection after its answer once the server drains: a client that keeps its
+    connection would not notice before the listener is gone, and would then send its next request
+    into a connection that is just being closed.
+    """
 
     def __init__(
         self,
         app: App,
         observers: Sequence[Observer],
         clock: Callable[[], float] = time.perf_counter,
+        is_draining: Callable[[], bool] = lambda: False,
     ) -> None:
         self._app = app
         self._observers = tuple(observers)
@@ -65,66 +72,54 @@ class Observe:
             observer for observer in observers if isinstance(observer, AttemptObserver)
         )
         self._clock = clock
+        self._is_draining = is_draining
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
+        clock = self._clock
+        headers = dict(scope["headers"])
         exchange = Exchange(
-            request_id=_request_id(scope),
+            request_id=_request_id(headers),
             method=scope["method"],
             path=scope.get("raw_path", b"").decode("ascii", "replace")[:256],
-            started_at=self._clock(),
+            started_at=clock(),
             server=scope.get("server"),
-            trace_headers=_trace_headers(scope),
+            trace_headers=_trace_headers(scope) if _TRACE_HEADERS & headers.keys() else (),
             observers=self._attempt_observers,
         )
         attach(scope, exchange)
-        structlog.contextvars.bind_contextvars(request_id=exchange.request_id)
+        exchange.log_fields["request_id"] = exchange.request_id
+        LOG_FIELDS.set(exchange.log_fields)
         for observer in self._observers:
             observer.request_started(exchange)
         try:
             await self._app(scope, receive, self._watched(exchange, send))
         finally:
-            exchange.finished_at = self._clock()
+            exchange.finished_at = clock()
             for observer in self._observers:
                 observer.request_finished(exchange)
 
     def _watched(self, exchange: Exchange, send: Send) -> Send:
-        header = (b"x-request-id", exchange.request_id.encode())
+        clock = self._clock
 
-        async def watched_send(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                exchange.status = message["status"]
-                message["headers"] = [*message.get("headers", ()), header]
-            elif body := message.get("body"):
+        # Returns what `send` returns instead of waiting for it: a coroutine less for each chunk.
+        def watched_send(message: Message) -> Awaitable[None]:
+            body = message.get("body")
+            if body:
                 if exchange.first_byte_at is None and not body.startswith(b":"):  # no comment
-                    exchange.first_byte_at = self._clock()
+                    exchange.first_byte_at = clock()
                 if b'_tokens"' in body:  # no text has it: its quote would be escaped
                     exchange.note_usage(body)
-            await send(message)
+            elif message["type"] == "http.response.start":
+                exchange.status = message["status"]
+                headers = [*message.get("headers", ())]
+                headers.append((b"x-request-id", exchange.request_id.encode()))
+                if self._is_draining():
+                    headers.append((b"connection", b"close"))
+                message["headers"] = headers
+            return send(message)
 
         return watched_send
-
-
-class CloseWhileDraining:
-    """Closes each connection after its answer once the server drains.
-
-    A client that keeps its connection would not notice before the listener is gone, and would then
-    send its next request into a connection that is just being closed.
-    """
-
-    def __init__(self, app: App, is_draining: Callable[[], bool]) -> None:
-        self._app = app
-        self._is_draining = is_draining
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-
-        async def closing_send(message: Message) -> None:
-            if message["type"] == "http.response.start" and self._is_draining():
-                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
-            await send(message)
-
-        await self._app(scope, receive, closing_send)
 
 
 class RenderErrors:
@@ -168,10 +163,12 @@ class LimitBody:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        headers = dict(scope["headers"])
-        length = headers.get(b"content-length", b"")
-        if length.isdigit() and int(length) > self._max_bytes:
-            if headers.get(b"expect", b"").lower() != b"100-continue":
+        length = _header(scope, b"content-length")
+        if length.isdigit():
+            if int(length) <= self._max_bytes:
+                await self._app(scope, receive, send)  # the server reads no more than that
+                return
+            if _header(scope, b"expect").lower() != b"100-continue":
                 await self._discard(receive)
             raise self._refusal()
         num_bytes = 0
@@ -242,11 +239,20 @@ async def read_body(receive: Receive) -> bytes:
         message = await receive()
 
 
-def _request_id(scope: Scope) -> str:
+def _header(scope: Scope, wanted: bytes) -> bytes:
+    """Return a header's value, empty where there is none; of several the last."""
+    found = b""
     for name, value in scope["headers"]:
-        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
-            return str(value, "ascii")
-    return f"req_{uuid.uuid4().hex}"
+        if name == wanted:
+            found = value
+    return found
+
+
+def _request_id(headers: Mapping[bytes, bytes]) -> str:
+    given = headers.get(b"x-request-id")
+    if given is not None and _REQUEST_ID.fullmatch(given):
+        return str(given, "ascii")
+    return f"req_{random.getrandbits(128):032x}"  # a name, no secret
 
 
 def _trace_headers(scope: Scope) -> list[tuple[str, str]]:

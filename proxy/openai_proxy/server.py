@@ -40,11 +40,13 @@ def build(app: Any, grace_seconds: float, tls: ServerTLS | None = None) -> Serve
         uvicorn.Config(
             app,
             http=BoundedHead,
+            interface="asgi3",
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,  # nobody asks for the client's address
             backlog=BACKLOG,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=max(1, round(grace_seconds)),

@@ -126,9 +126,8 @@ class Tracing:
         name = method if method != "_OTHER" else "HTTP"
         exchange.span = span = self._tracer.start_span(name, parent, SpanKind.SERVER, attributes)
         ids = span.get_span_context()
-        structlog.contextvars.bind_contextvars(
-            trace_id=format(ids.trace_id, "032x"), span_id=format(ids.span_id, "016x")
-        )
+        exchange.log_fields["trace_id"] = format(ids.trace_id, "032x")
+        exchange.log_fields["span_id"] = format(ids.span_id, "016x")
 
     def _end_request(self, exchange: Exchange) -> None:
         span: Span = exchange.span

@@ -13,6 +13,7 @@ import structlog
 
 from openai_proxy import logging
 from openai_proxy.config.logging import LoggingSettings
+from openai_proxy.exchange import LOG_FIELDS
 
 
 class Lines(io.StringIO):
@@ -43,7 +44,7 @@ def logged(**settings: Any) -> Iterator[Lines]:
         yield lines
     finally:
         structlog.reset_defaults()
-        structlog.contextvars.clear_contextvars()
+        LOG_FIELDS.set({})
         root.handlers[:], level, logging._Current.logs = before
         root.setLevel(level)
         lines.logs.close(5)

@@ -19,6 +19,7 @@ from aiohttp import ClientSession
 from openai_proxy import logging
 from openai_proxy.config import ConfigError, load
 from openai_proxy.config.logging import LoggingSettings
+from openai_proxy.exchange import LOG_FIELDS
 from openai_proxy.log_form import MAX_LINE, as_columns, as_json, form_of
 from tests.proxy.harness import CHAT, MESSAGES, StandIn, refused_port, until
 from tests.proxy.log_lines import logged
@@ -63,7 +64,7 @@ async def test_asyncio_does_not_tell_what_either() -> None:
 def test_logs_go_through_one_form() -> None:
     """Lines of libraries have the same fields as ours, and the request's id."""
     with logged() as lines:
-        structlog.contextvars.bind_contextvars(request_id="r1")
+        LOG_FIELDS.set({"request_id": "r1"})
         stdlib_logging.getLogger("lib").warning("from %s", "a library")
         structlog.get_logger("openai_proxy.part").warning("ours", n=1)
         theirs, ours = lines.events()
