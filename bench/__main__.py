@@ -12,19 +12,16 @@ import contextlib
 import dataclasses
 import os
 import shlex
-import signal
 import sys
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from bench import servers
-from bench.bare_engine import EngineFailed
+from bench.command_line import add_commands, add_sizes, carry_out, sizes_of
 from bench.engine_rate import BatchedBench
 from bench.prompts import Prompts
 from bench.report import LAYOUTS, report
-from bench.results import Results, machine, merged, read_results
+from bench.results import Results, machine
 from bench.runner import CHURN, DETERMINISTIC, KV_LAYOUTS, OVERHEAD, Runner
 from bench.scenarios import Scenario, scenarios
 from bench.sizes import QUICK, Sizes
@@ -36,27 +33,21 @@ _FLAGS: dict[str, Any] = {"action": "append", "default": [], "metavar": "FLAG"}
 
 def main() -> int:
     """Do what the command line says; return the exit status, 1 when requests failed."""
-    args = _parse()
-    # the servers end with us, and what was measured is shown
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
-        if args.command == "run":
-            return _run(args)
-        results = merged([read_results(path) for path in args.results])
-        if args.command == "plot":
-            from bench.plots import write_plots
+    return carry_out(_parse(), _run, _show, _plot)
 
-            print(*write_plots(results, args.folder), sep="\n")
-        else:
-            print(report(results))
-    except (servers.ServerFailed, EngineFailed, msgspec.MsgspecError, OSError) as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+def _show(results: Results) -> None:
+    print(report(results))
+
+
+def _plot(results: Results, folder: Path) -> list[Path]:
+    from bench.plots import write_plots
+
+    return write_plots(results, folder)
 
 
 def _run(args: argparse.Namespace) -> int:
-    sizes = _sizes(args)
+    sizes = sizes_of(args, QUICK)
     path = args.model or model.ensure(open_cache(os.environ), os.environ)
     setup = servers.Setup(path, args.n_ctx, args.slots, args.threads, tuple(args.our_arg))
     settings = {
@@ -87,7 +78,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _ask(args: argparse.Namespace, setup: servers.Setup, runner: Runner) -> None:
     names = args.scenario or list(LAYOUTS)
-    if asked := [item for item in scenarios(_sizes(args)) if item.name in names]:
+    if asked := [item for item in scenarios(sizes_of(args, QUICK)) if item.name in names]:
         _on_servers(args, setup, runner, asked)
     if CHURN in names and not args.url:
         asyncio.run(runner.on_churned_caches(setup))
@@ -127,29 +118,9 @@ def _with_and_without(given: list[str]) -> list[tuple[str, ...]]:
     return [(), flags] if flags else [()]
 
 
-def _sizes(args: argparse.Namespace) -> Sizes:
-    given = {
-        item.name: getattr(args, item.name)
-        for item in dataclasses.fields(Sizes)
-        if getattr(args, item.name) is not None
-    }
-    return dataclasses.replace(QUICK if args.quick else Sizes(), **given)
-
-
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    _add_run(commands.add_parser("run", help="Measure, and print the tables."))
-    table = commands.add_parser("table", help="Print the tables of a run again.")
-    plot = commands.add_parser("plot", help="Plot a run: a PNG for each scenario.")
-    for command in (table, plot):
-        command.add_argument(
-            "results",
-            nargs="+",
-            type=Path,
-            help="What `run --json` wrote. Of several files, the last that has a scenario counts.",
-        )
-    plot.add_argument("folder", type=Path, help="Where the plots go.")
+    _add_run(add_commands(parser, "scenario"))
     return _checked(parser, parser.parse_args())
 
 
@@ -184,15 +155,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--our-arg", **_FLAGS, help="One more flag for our server.")
     add("--seed", type=int, default=1, help="Prompts are drawn from it.")
     add("--quick", action="store_true", help="One small round: to see that all of it works.")
-    for item in dataclasses.fields(Sizes):
-        kind = int if isinstance(item.default, int) else _numbers
-        flag = f"--{item.name.replace('_', '-')}"
-        add(flag, type=kind, default=argparse.SUPPRESS, help=f"Size, {item.default} by default.")
-    parser.set_defaults(**{item.name: None for item in dataclasses.fields(Sizes)})
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in text.split(","))
+    add_sizes(parser, Sizes)
 
 
 if __name__ == "__main__":

@@ -11,14 +11,12 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import os
-import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
-
+from bench.command_line import add_commands, add_sizes, carry_out, sizes_of
 from bench.plots import write_plots
 from bench.proxy import haproxy, litellm_environment, peers
 from bench.proxy.children import Processors, check_limit_of_files
@@ -30,11 +28,10 @@ from bench.proxy.peers import BARE, HAPROXY, LITELLM, RAW, Peer, Server
 from bench.proxy.runner import Runner
 from bench.proxy.sizes import QUICK, Sizes
 from bench.report import report
-from bench.results import Results, hardware, merged, read_results
+from bench.results import Results, hardware
 from bench.runner import in_turn
-from bench.servers import OURS, ServerFailed
+from bench.servers import OURS
 from bootstrap.cache import Cache, open_cache
-from bootstrap.errors import BootstrapError
 
 _NAMES = {"haproxy": HAPROXY, "bare": BARE, "litellm": LITELLM}
 _QUICK_PEERS = ("bare",)
@@ -42,25 +39,11 @@ _QUICK_PEERS = ("bare",)
 
 def main() -> int:
     """Do what the command line says; return the exit status, 1 when requests of ours failed."""
-    args = _parse()
-    # the servers end with us, and what was measured is shown
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
-        if args.command == "run":
-            return _run(args)
-        results = merged([read_results(path) for path in args.results])
-        if args.command == "plot":
-            print(*write_plots(results, args.folder, LAYOUTS, COLOURS), sep="\n")
-        else:
-            _show(results)
-    except (ServerFailed, BootstrapError, msgspec.MsgspecError, OSError) as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return carry_out(_parse(), _run, _show, _plot)
 
 
 def _run(args: argparse.Namespace) -> int:
-    sizes = _sizes(args)
+    sizes = sizes_of(args, QUICK)
     check_limit_of_files(sizes.most_streams)
     cache = open_cache(os.environ)
     wire = compile_wire(cache.tools, os.environ)
@@ -144,29 +127,13 @@ def _show(results: Results) -> None:
     print(report(results, LAYOUTS), goals_table(results), sep="\n\n")
 
 
-def _sizes(args: argparse.Namespace) -> Sizes:
-    given = {
-        item.name: getattr(args, item.name)
-        for item in dataclasses.fields(Sizes)
-        if getattr(args, item.name) is not None
-    }
-    return dataclasses.replace(QUICK if args.quick else Sizes(), **given)
+def _plot(results: Results, folder: Path) -> list[Path]:
+    return write_plots(results, folder, LAYOUTS, COLOURS)
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.proxy", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    _add_run(commands.add_parser("run", help="Measure, and print the tables."))
-    table = commands.add_parser("table", help="Print the tables of a run again.")
-    plot = commands.add_parser("plot", help="Plot a run: a PNG for each load.")
-    for command in (table, plot):
-        command.add_argument(
-            "results",
-            nargs="+",
-            type=Path,
-            help="What `run --json` wrote. Of several files, the last that has a load counts.",
-        )
-    plot.add_argument("folder", type=Path, help="Where the plots go.")
+    _add_run(add_commands(parser, "load"))
     args = parser.parse_args()
     for name in getattr(args, "scenario", ()):
         if name not in LAYOUTS:
@@ -183,14 +150,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--json", type=Path, help="Write all figures to this file.")
     add("--peers", type=_words, help=f"Of {','.join(_NAMES)}; by default all, none: only ours.")
     add("--quick", action="store_true", help="Small, beside the bare one: to see that it works.")
-    for item in dataclasses.fields(Sizes):
-        kind = type(item.default) if not isinstance(item.default, tuple) else _numbers
-        flag = f"--{item.name.replace('_', '-')}"
-        add(flag, type=kind, help=f"Size, {item.default} by default.")
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in text.split(","))
+    add_sizes(parser, Sizes)
 
 
 def _words(text: str) -> tuple[str, ...]:
