@@ -8,8 +8,10 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
+import uvicorn.server
 from aiohttp import ClientSession, web
 
 from openai_proxy.config import load
@@ -183,9 +185,22 @@ class Proxy:
             return response.status, await response.json()
 
 
+class _HastyAsyncio(ModuleType):
+    """asyncio for uvicorn: whether it shall end, it looks more often than ten times a second."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(asyncio, name)
+
+    @staticmethod
+    async def sleep(_: float) -> None:
+        await asyncio.sleep(0.005)
+
+
 @asynccontextmanager
 async def proxy(**settings: Any) -> AsyncIterator[Proxy]:
     """Run a proxy until the block ends; it is ready when its upstream is, or has looked in vain."""
+    # Its end would take 0.2 seconds of waiting, in each of a thousand tests.
+    uvicorn.server.asyncio = _HastyAsyncio("asyncio")  # type: ignore[attr-defined]
     defaults = {
         "host": "127.0.0.1",
         "port": 0,
@@ -200,7 +215,7 @@ async def proxy(**settings: Any) -> AsyncIterator[Proxy]:
     task = asyncio.create_task(lifecycle.run())
     async with ClientSession() as http:
         running = Proxy(f"http://127.0.0.1:{port}", port, http, lifecycle, task)
-        await until(lambda: _has_looked(lifecycle))
+        await until(lambda: _has_looked(lifecycle), every=0.002)
         yield running
     lifecycle.stop()
     await asyncio.wait_for(task, 10)
