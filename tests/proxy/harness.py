@@ -35,6 +35,15 @@ COMPLETION = {
     ],
     "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
 }
+# A proxy's settings, unless a test wants others: its end is not waited for.
+DEFAULTS: dict[str, Any] = {
+    "host": "127.0.0.1",
+    "port": 0,
+    "quiet": True,
+    "drain_delay_seconds": 0,
+    "grace_seconds": 0.2,
+    "probe_interval_seconds": 0.2,
+}
 Respond = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -201,17 +210,9 @@ async def proxy(**settings: Any) -> AsyncIterator[Proxy]:
     """Run a proxy until the block ends; it is ready when its upstream is, or has looked in vain."""
     # Its end would take 0.2 seconds of waiting, in each of a thousand tests.
     uvicorn.server.asyncio = _HastyAsyncio("asyncio")  # type: ignore[attr-defined]
-    defaults = {
-        "host": "127.0.0.1",
-        "port": 0,
-        "quiet": True,
-        "drain_delay_seconds": 0,
-        "grace_seconds": 0.2,
-        "probe_interval_seconds": 0.2,
-    }
     listener = listen("127.0.0.1", 0)
     port = listener.getsockname()[1]
-    lifecycle = Lifecycle(load({**defaults, **settings}), listener)
+    lifecycle = Lifecycle(load({**DEFAULTS, **settings}), listener)
     task = asyncio.create_task(lifecycle.run())
     async with ClientSession() as http:
         running = Proxy(f"http://127.0.0.1:{port}", port, http, lifecycle, task)

@@ -245,9 +245,9 @@ def test_no_text_is_taken_for_usage(text: str) -> None:
 def test_looking_for_usage_is_cheap() -> None:
     """A body of many megabytes without it, or full of it, is looked at in no time."""
     for body in (b"x" * 50_000_000, b'"usage":null,' * 1_000_000, b'"usage":{' * 1_000_000):
-        began = time.perf_counter()
+        began = time.thread_time()  # not what others take of the machine
         usage_in(body)
-        assert time.perf_counter() - began < 0.2
+        assert time.thread_time() - began < 0.2
 
 
 SECRET = "s3cr3t"  # noqa: S105  # a mark to look for

@@ -229,5 +229,5 @@ async def test_guard_insists_when_its_owner_is_gone() -> None:
     await child.stdout.readline()
     closed_at = time.monotonic()
     child.stdin.close()
-    assert await asyncio.wait_for(child.wait(), 5) == 137
-    assert 0.9 < time.monotonic() - closed_at < 2
+    assert await asyncio.wait_for(child.wait(), 10) == 137
+    assert 0.9 < time.monotonic() - closed_at < 5

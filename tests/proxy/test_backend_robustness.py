@@ -37,7 +37,7 @@ async def test_a_backend_that_ignores_sigterm(tmp_path: Path, programs: Programs
     async with process(tmp_path, *flags, wait_for="/health/ready", **programs.environment) as proxy:
         asked_at = time.monotonic()
         assert await proxy.end() == 0
-        assert 0.7 < time.monotonic() - asked_at < 3
+        assert 0.7 < time.monotonic() - asked_at < 5
         assert alive(*pids_in(programs.pids)) == []
 
 

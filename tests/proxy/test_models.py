@@ -325,7 +325,7 @@ async def test_a_reload_leaves_what_runs(upstream: StandIn, other: StandIn) -> N
     async with harness.proxy(upstream_url=upstream.url) as proxy:
         stream = asyncio.create_task(proxy.stream())
         await until(lambda: bool(upstream.bodies))
-        settings = load({"upstream_url": other.url, "host": "127.0.0.1", "max_tokens_limit": 5})
+        settings = load({**harness.DEFAULTS, "upstream_url": other.url, "max_tokens_limit": 5})
         await proxy.lifecycle.reload(settings)
         status, body = await proxy.chat(model="other")
         assert (status, body["model"]) == (200, "other")
@@ -363,7 +363,8 @@ async def test_after_a_reload_each_model_is_where_it_was(upstream: StandIn, othe
     upstreams = [{"name": "a", "url": upstream.url}, {"name": "b", "url": other.url}]
     async with harness.proxy(upstreams=upstreams) as proxy:
         await until(lambda: _is_listed(proxy, {"tiny", "other"}))
-        await proxy.lifecycle.reload(load({"upstreams": upstreams, "max_retries": 1}))
+        settings = load({**harness.DEFAULTS, "upstreams": upstreams, "max_retries": 1})
+        await proxy.lifecycle.reload(settings)
         assert (await proxy.get("/health/ready"))[0] == 200
         assert (await proxy.chat(model="other"))[1]["model"] == "other"
         assert (upstream.bodies, len(other.bodies)) == ([], 1)

