@@ -21,6 +21,8 @@ checked := protocol predictor proxy bootstrap bench
 find_python = python=$$(PYTHON='$(PYTHON)' sh bootstrap/find-python) || exit 1
 # exec, so that make's signals reach the program itself and not a shell before it.
 bootstrap = $(find_python); exec "$$python" -m bootstrap
+# A worker for each core; TEST_ARGS='-n 0' has none, as a debugger needs it.
+parallel = $(venv)/python -m pytest -n auto --dist loadgroup
 
 .PHONY: help
 help: ## list the targets
@@ -38,7 +40,7 @@ serve: ## chat with a model: MODEL=file.gguf PORT=8000 HOST=127.0.0.1 ARGS='...'
 .PHONY: test
 test: dev ## run the tests: TEST_ARGS='tests/proxy -k stream'
 	@$(bootstrap) model >/dev/null
-	@exec $(venv)/python -m pytest $(TEST_ARGS)
+	@exec $(parallel) $(TEST_ARGS)
 
 # KUBECONFIG=FILE takes a cluster, CLUSTER_KIT=DIR makes one.
 .PHONY: e2e
@@ -48,7 +50,7 @@ e2e: dev ## apply the manifests to a cluster and break things there: KUBECONFIG=
 
 .PHONY: chart
 chart: dev ## check chart and manifests without a cluster: helm on the PATH, or CLUSTER_KIT=DIR
-	@exec $(venv)/python -m pytest tests/chart tests/manifests tests/docs/test_chart.py $(TEST_ARGS)
+	@exec $(parallel) tests/chart tests/manifests tests/docs/test_chart.py $(TEST_ARGS)
 
 .PHONY: e2e-short
 e2e-short: dev ## the first and most important part of e2e

@@ -1,4 +1,4 @@
-"""What the tests of all rooms share: the real model."""
+"""What the tests of all rooms share: the real model, and how workers divide them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,23 @@ import pytest
 
 from bootstrap import model
 from bootstrap.cache import open_cache
+from kserve_llamacpp.cgroup import num_cpus
+
+# More would only be in the way of those that look at the clock.
+MOST_WORKERS = 4
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """As many workers for `-n auto` as there are CPUs that the container may use."""
+    return min(num_cpus(), MOST_WORKERS)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the real model to one worker: it shares a predictor, and two would be slow."""
+    for item in items:
+        if item.get_closest_marker("model") and "memories" not in item.path.parts:
+            item.add_marker(pytest.mark.xdist_group("model"))
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,11 @@ from typing import Any
 
 import psutil
 
+from kserve_llamacpp.cgroup import num_cpus
+
 START_SECONDS = 60.0
+# An engine whose threads wait for a core holds up its own: it gets this worker's share of them.
+NUM_THREADS = max(1, num_cpus() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 
 
 class Server:
@@ -143,7 +147,7 @@ class Predictor(Server):
                 *(sys.executable, "-m", "kserve_llamacpp", "--model_name=smollm2"),
                 *(f"--model_dir={model_path}", "--http_host=127.0.0.1", "--http_port=0"),
                 *("--enable_grpc=false", "--log_format=json", "--drain_delay_seconds=0"),
-                *flags,
+                *(f"--n_threads={NUM_THREADS}", *flags),
             ],
             env=env,
         )
@@ -172,7 +176,7 @@ class Proxy(Server):
                 *(sys.executable, "-m", "openai_proxy", "--backend=llamacpp"),
                 *(f"--model-path={model_path}", "--model-name=smollm2"),
                 *("--host=127.0.0.1", "--port=0", "--log-format=json"),
-                *("--drain-delay-seconds=0", *flags),
+                *("--drain-delay-seconds=0", f"--backend-args=--n_threads={NUM_THREADS}", *flags),
             ],
             env=env,
         )

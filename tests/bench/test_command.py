@@ -13,8 +13,10 @@ from bench.results import read_results
 from bench.runner import KV_LAYOUTS, OVERHEAD
 from bench.servers import OURS
 from bench.step_times import SETTINGS
+from tests.processes import NUM_THREADS
 
-SMALL = ["--rounds=1", "--clients=1", "--requests=2", "--max-tokens=4", "--decode-steps=4"]
+THREADS = f"--threads={NUM_THREADS}"
+SMALL = ["--rounds=1", "--clients=1", "--requests=2", "--max-tokens=4", "--decode-steps=4", THREADS]
 
 
 @pytest.mark.model
@@ -43,7 +45,7 @@ def test_a_small_run(model_path: Path, tmp_path: Path) -> None:
 def test_steps_under_each_setting(model_path: Path, tmp_path: Path) -> None:
     """A row for each number of sequences and each setting of our engine."""
     file = tmp_path / "results.json"
-    sizes = ["--rounds=1", "--clients=1,2", "--contexts=20", "--layout-steps=3"]
+    sizes = ["--rounds=1", "--clients=1,2", "--contexts=20", "--layout-steps=3", THREADS]
     bench("run", KV_LAYOUTS, *sizes, f"--model={model_path}", f"--json={file}")
     layouts = read_results(file).by_case(KV_LAYOUTS)
     assert list(layouts) == [
