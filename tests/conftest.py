@@ -21,11 +21,15 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(num_cpus(), MOST_WORKERS)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give the real model to one worker: it shares a predictor, and two would be slow."""
+    """Keep tests with the real model together by module: they share servers.
+
+    Groups are started first, the small tests fill what is left of the time.
+    """
     for item in items:
         if item.get_closest_marker("model") and "memories" not in item.path.parts:
-            item.add_marker(pytest.mark.xdist_group("model"))
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(scope="session")

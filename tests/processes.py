@@ -18,7 +18,7 @@ import psutil
 
 from kserve_llamacpp.cgroup import num_cpus
 
-START_SECONDS = 60.0
+START_SECONDS = 90.0
 # An engine whose threads wait for a core holds up its own: it gets this worker's share of them.
 NUM_THREADS = max(1, num_cpus() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 
