@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -21,6 +22,8 @@ from kserve_llamacpp.cgroup import num_cpus
 START_SECONDS = 90.0
 # An engine whose threads wait for a core holds up its own: it gets this worker's share of them.
 NUM_THREADS = max(1, num_cpus() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+_C = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
 
 
 class Server:
@@ -39,6 +42,7 @@ class Server:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env={**os.environ, **(env or {})},
+            preexec_fn=_end_with_parent,  # noqa: PLW1509  # a call of the kernel, no lock is taken
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -190,6 +194,12 @@ class Proxy(Server):
         """Wait until the model has answered."""
         self.wait_for_text("Ready: ")
         return self
+
+
+def _end_with_parent() -> None:
+    """Have this process killed when the one that started it dies, as a worker of xdist may."""
+    if sys.platform == "linux":
+        _C.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def descendants(pid: int) -> list[psutil.Process]:
