@@ -14,9 +14,9 @@ A request goes through them in this order.
 from __future__ import annotations
 
 import asyncio
-import random
 import re
 import time
+import uuid
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
@@ -252,7 +252,7 @@ def _request_id(headers: Mapping[bytes, bytes]) -> str:
     given = headers.get(b"x-request-id")
     if given is not None and _REQUEST_ID.fullmatch(given):
         return str(given, "ascii")
-    return f"req_{random.getrandbits(128):032x}"  # a name, no secret
+    return str(uuid.uuid4())  # some upstreams take nothing else: llama-cpp-python's server
 
 
 def _trace_headers(scope: Scope) -> list[tuple[str, str]]:

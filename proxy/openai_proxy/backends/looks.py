@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import structlog
 
@@ -128,7 +129,7 @@ async def answers(upstream: Upstream, call: Call, timeout_seconds: float) -> boo
     try:
         async with (
             asyncio.timeout(timeout_seconds),
-            upstream.post(await upstream.choose(), request, "warm-up") as answer,
+            upstream.post(await upstream.choose(), request, str(uuid4())) as answer,
         ):
             text = await answer.body()
             if answer.head.status == 200:
