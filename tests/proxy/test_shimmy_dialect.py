@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -57,7 +58,8 @@ def test_a_chat_goes_to_the_path_that_is_set(path: Path) -> None:
 def test_text_goes_to_generate() -> None:
     """Only `/api/generate` completes text, in all releases; a server of chats alone has none."""
     assert DIALECT.request(text()).path == "/api/generate"
-    assert sent(DIALECT, text()) == {"model": "theirs", "prompt": "Say hi", "stream": False}
+    body = {"model": "theirs", "prompt": "Say hi", "stream": False, "raw_prompt": True}
+    assert sent(DIALECT, text()) == body
     assert DIALECT.endpoints == {CHAT, COMPLETIONS}
     assert ShimmyDialect("/v1/chat-completion").endpoints == {CHAT}
 
@@ -170,6 +172,28 @@ def test_an_answer_that_counts() -> None:
     choice = {"message": {"content": "Hi"}, "finish_reason": "length"}
     told = {"prompt_tokens": 3, "completion_tokens": 1}
     value = answered(DIALECT, chat(), {"choices": [choice], "usage": told})
+    assert value["choices"][0]["finish_reason"] == "length"
+    assert value["usage"]["total_tokens"] == 4
+
+
+def test_a_stream_that_counts() -> None:
+    """Since 2.6 a chat's stream counts where it is asked to, and tells a limit."""
+    asked = chat(**USAGE)
+    assert sent(DIALECT, asked)["stream_options"] == {"include_usage": True}
+    assert "stream_options" not in sent(DIALECT, chat(stream=True))
+    told = {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 1}}
+    last = chunk({"role": None, "content": None}, "length")
+    whole = last + b"data: " + json.dumps(told).encode() + b"\n\n" + DONE
+    events, error = fed(DIALECT.stream(asked), whole)
+    assert error is None
+    assert (ends(events), usage(events), events[-1]) == (["length"], (3, 1), "[DONE]")
+
+
+def test_an_answer_of_generate_that_counts() -> None:
+    """Since 2.6 a whole answer of `/api/generate` has its end and its usage."""
+    told = {"response": "Hi", "finish_reason": "length"}
+    counts = {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4}
+    value = answered(DIALECT, text(), {**told, "usage": counts})
     assert value["choices"][0]["finish_reason"] == "length"
     assert value["usage"]["total_tokens"] == 4
 

@@ -39,7 +39,11 @@ class Shimmy(ModelServer):
     health_path: ClassVar[str] = "/health"
     signs: ClassVar[tuple[Sign, ...]] = (
         Sign(r"model file not found|no models available", EXIT_NO_MODEL, "see --model-path"),
-        Sign(r"failed to resolve bind address", EXIT_BAD_CONFIGURATION, "see --backend-host"),
+        Sign(
+            r"failed to resolve bind address|non-loopback binds require",
+            EXIT_BAD_CONFIGURATION,
+            "see --backend-host",
+        ),
     )
 
     @property

@@ -1,8 +1,9 @@
 """The `shimmy` dialect: its OpenAI-like chat, or its own `/api/generate`.
 
-Both stream unless told not to. The chat's chunks have null roles and contents, its finish reason is
-always "stop", its prompt tokens always 0. `/api/generate` streams raw text as events' data, then
-`[DONE]`; what fails in between is `[ERROR] ...` under status 200. Errors have empty bodies.
+Both stream unless told not to. The chat's chunks have null roles and contents. Before 2.6 its
+finish reason is always "stop", its prompt tokens always 0. `/api/generate` streams raw text as
+events' data, then `[DONE]`; what fails in between is `[ERROR] ...` under status 200. Errors have
+empty bodies.
 """
 
 from __future__ import annotations
@@ -72,8 +73,11 @@ class ShimmyDialect:
         body: Json = {"model": model_of(call), "stream": call.is_stream}
         if isinstance(asked, ChatCompletionRequest):
             body["messages"] = plain(asked.messages)
+            if asked.include_usage and self._path != GENERATE:
+                body["stream_options"] = {"include_usage": True}
         else:
-            body["prompt"] = prompt_of(call, None)
+            # Without it the prompt becomes a user's message in the model's chat template.
+            body |= {"prompt": prompt_of(call, None), "raw_prompt": True}
         path = self._path_of(call)
         return posted(call, path, body | self._parameters(asked, path))
 
@@ -83,7 +87,8 @@ class ShimmyDialect:
         if self._path_of(call) == GENERATE:
             if not isinstance(value.get("response"), str):
                 raise invalid_response()
-            return completion(call, [Choice(value["response"])], None)
+            reason = _finish_reason(value) or "stop"
+            return completion(call, [Choice(value["response"], reason)], _usage(value))
         choice = _first_choice(value)
         if choice is None or not isinstance(choice.get("message"), dict):
             raise invalid_response()
@@ -147,6 +152,7 @@ class ChunkStream(TranslatedStream):
         super().__init__(Events())
         self._writer = ChunkWriter(call)
         self._finish_reason: str | None = None
+        self._usage: Json | None = None
 
     def _take(self, piece: bytes) -> bytes:
         if piece.strip() == DONE_PAYLOAD:
@@ -156,6 +162,7 @@ class ChunkStream(TranslatedStream):
         value = json_piece(piece)
         if value.get("error"):
             raise failed()
+        self._usage = _usage(value) or self._usage
         choice = _first_choice(value)
         if choice is None or self._finish_reason is not None:
             return b""  # it sends {} for a chunk that it could not write
@@ -167,7 +174,7 @@ class ChunkStream(TranslatedStream):
         if self._finish_reason is None:
             raise broken_stream()
         self._is_complete = True
-        return self._writer.finish(self._finish_reason) + self._writer.end()
+        return self._writer.finish(self._finish_reason) + self._writer.end(self._usage)
 
 
 def is_error(piece: bytes) -> bool:
