@@ -144,6 +144,11 @@ async def _is_open(port: int) -> bool:
     return True
 
 
+def answering(url: str) -> bool:
+    """Whether a GET has the status 200 now."""
+    return _status(url) == 200
+
+
 def _status(url: str) -> int | None:
     try:
         with urllib.request.urlopen(url, timeout=5) as response:  # a test's own URL
