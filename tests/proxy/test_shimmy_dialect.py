@@ -189,6 +189,22 @@ def test_a_stream_that_counts() -> None:
     assert (ends(events), usage(events), events[-1]) == (["length"], (3, 1), "[DONE]")
 
 
+@given(CUTS)
+def test_a_chat_ends_at_a_stop_string(cuts: list[int]) -> None:
+    """shimmy sees stop strings of one token alone: the text ends at any, and not at half of one."""
+    parts = [chunk({"role": None, "content": part}) for part in ("a EN", "b E", "ND c")]
+    asked = chat(stream=True, stop=["END"])
+    events, error = fed(DIALECT.stream(asked), *pieces(b"".join(parts), cuts))
+    assert error is None
+    assert (said(events), ends(events), events[-1]) == ("a ENb ", ["stop"], "[DONE]")
+    last = chunk({"role": None, "content": None}, "length")
+    events, _ = fed(DIALECT.stream(asked), *pieces(b"".join(parts[:2]) + last + DONE, cuts))
+    assert (said(events), ends(events)) == ("a ENb E", ["length"])
+    choice = {"message": {"content": "a ENb END c"}, "finish_reason": "length"}
+    told = answered(DIALECT, chat(stop="END"), {"choices": [choice]})["choices"][0]
+    assert (told["message"]["content"], told["finish_reason"]) == ("a ENb ", "stop")
+
+
 def test_an_answer_of_generate_that_counts() -> None:
     """Since 2.6 a whole answer of `/api/generate` has its end and its usage."""
     told = {"response": "Hi", "finish_reason": "length"}

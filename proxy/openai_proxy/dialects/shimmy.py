@@ -1,6 +1,6 @@
 """The `shimmy` dialect: its OpenAI-like chat, or its own `/api/generate`.
 
-Both stream unless told not to. The chat's chunks have null roles and contents. Before 2.6 its
+Both stream unless told not to. The chat's chunks have null roles and contents; before 2.6 its
 finish reason is always "stop", its prompt tokens always 0. `/api/generate` streams raw text as
 events' data, then `[DONE]`; what fails in between is `[ERROR] ...` under status 200. Errors have
 empty bodies.
@@ -31,6 +31,7 @@ from openai_proxy.dialects.parameters import Unsupported, checked
 from openai_proxy.dialects.prompts import prompt_of
 from openai_proxy.dialects.reading import Events, TranslatedStream, json_piece
 from openai_proxy.dialects.upstream_errors import answered, failed, unknown_model, upstream_error
+from openai_proxy.dialects.withheld import CutText
 
 Path = Literal["/v1/chat-completion", "/v1/chat/completions", "/api/generate"]
 PATHS = get_args(Path)
@@ -92,8 +93,10 @@ class ShimmyDialect:
         choice = _first_choice(value)
         if choice is None or not isinstance(choice.get("message"), dict):
             raise invalid_response()
-        text = text_in(choice["message"], "content")
-        return completion(call, [Choice(text, _finish_reason(choice) or "stop")], _usage(value))
+        cut = CutText(asked_of(call).stop_strings())
+        text = cut.add(text_in(choice["message"], "content")) + cut.rest()
+        reason = "stop" if cut.is_cut else _finish_reason(choice) or "stop"
+        return completion(call, [Choice(text, reason)], _usage(value))
 
     def error(self, head: AnswerHead, body: bytes) -> ApiError:
         """Translate an answer with an error status: 404 is an unknown model, 502 a failed one."""
@@ -146,13 +149,17 @@ class RawTextStream(TranslatedStream):
 
 
 class ChunkStream(TranslatedStream):
-    """Translates a stream of the OpenAI-like chat: without its nulls, with the client's model."""
+    """Translates a stream of the OpenAI-like chat: without its nulls, with the client's model.
+
+    It ends at a stop string, of which shimmy sees only those that are one token.
+    """
 
     def __init__(self, call: Call) -> None:
         super().__init__(Events())
         self._writer = ChunkWriter(call)
         self._finish_reason: str | None = None
         self._usage: Json | None = None
+        self._cut = CutText(asked_of(call).stop_strings())
 
     def _take(self, piece: bytes) -> bytes:
         if piece.strip() == DONE_PAYLOAD:
@@ -167,14 +174,19 @@ class ChunkStream(TranslatedStream):
         if choice is None or self._finish_reason is not None:
             return b""  # it sends {} for a chunk that it could not write
         self._finish_reason = _finish_reason(choice)
-        return self._writer.text(text_in(object_in(choice, "delta"), "content"))
+        text = self._writer.text(self._cut.add(text_in(object_in(choice, "delta"), "content")))
+        if not self._cut.is_cut:
+            return text
+        self._finish_reason = "stop"
+        return text + self._cut_off()
 
     def _cut_off(self) -> bytes:
         # Where the finish reason came, nothing is missing but perhaps the mark.
         if self._finish_reason is None:
             raise broken_stream()
         self._is_complete = True
-        return self._writer.finish(self._finish_reason) + self._writer.end(self._usage)
+        rest = self._writer.text(self._cut.rest())
+        return rest + self._writer.finish(self._finish_reason) + self._writer.end(self._usage)
 
 
 def is_error(piece: bytes) -> bool:

@@ -31,6 +31,35 @@ class StopText:
         return without_stop(self._held, self._stops) if is_stop else self._held
 
 
+class CutText:
+    """Ends a choice's text at its first stop string, for upstreams that go on; owner: a stream.
+
+    Invariant: what is withheld is the longest end of the text that begins a stop string.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = stops
+        self._held = ""
+        self.is_cut = False
+
+    def add(self, text: str) -> str:
+        """Take the next piece, return what may be shown; nothing more once `is_cut`."""
+        text = self._held + text
+        self._held = ""
+        found = [at for at in map(text.find, self._stops) if at >= 0]
+        if found:
+            self.is_cut = True
+            return text[: min(found)]
+        shown = len(text) - num_withheld(text, self._stops)
+        self._held = text[shown:]
+        return text[:shown]
+
+    def rest(self) -> str:
+        """Return what was withheld, and became no stop string."""
+        held, self._held = self._held, ""
+        return held
+
+
 class GrowingText:
     """Finds what is new in a text that is sent whole again and again; owner: one choice.
 

@@ -124,14 +124,16 @@ async def test_a_text(proxy: Proxy) -> None:
 
 
 async def test_a_stop_string(backend: Process) -> None:
-    """A stop string ends a chat, and is no part of it."""
+    """A stop string of several tokens, which shimmy would not see, ends a chat."""
     report = await report_of(backend)
     async with before(report["url"], "shimmy") as proxy:
         _, whole = await proxy.chat(model=MODEL, temperature=0, max_tokens=12)
-        _, answer = await proxy.chat(model=MODEL, temperature=0, max_tokens=12, stop="the")
-    assert "the" in content(whole)
-    assert reason(answer) == "stop"
-    assert content(answer) == content(whole).partition("the")[0]
+        stop = content(whole)[3:6]
+        asked = {"model": MODEL, "temperature": 0, "max_tokens": 12, "stop": stop}
+        _, answer = await proxy.chat(**asked)
+        streamed = events_of(await proxy.stream(**asked))
+    assert (content(answer), reason(answer)) == (content(whole).partition(stop)[0], "stop")
+    assert (said(streamed), ends(streamed)) == (content(answer), ["stop"])
 
 
 async def test_an_unknown_model(proxy: Proxy) -> None:

@@ -59,10 +59,13 @@ class _Triton:
                 raise
         model = request.match_info["model"]
         if model != MODEL:
-            return _error(f"Request for unknown model: '{model}' is not found")
+            return _error(f"Request for unknown model: '{model}' is not found", status=404)
         tensors = asked["parameters"]
-        if not all(isinstance(value, str | bool | int | float) for value in tensors.values()):
-            return _error("attempt to convert a list to a parameter")
+        for name, value in tensors.items():
+            if not isinstance(value, str | bool | int | float):
+                kinds = "It should be either 'int', 'bool', or 'string'."
+                told = f"parameter '{name}' has invalid type. {kinds}"
+                return _error(f"Converting keyword: 'parameters': {told}")
         answers = _answers(asked["text_input"], tensors)
         if not request.path.endswith("_stream"):
             return web.json_response(answers[0] if len(answers) == 1 else {"error": ONE_ANSWER})
@@ -115,5 +118,5 @@ async def _stream(request: web.Request, answers: list[dict[str, Any]]) -> web.St
     return response
 
 
-def _error(text: str) -> web.Response:
-    return web.json_response({"error": text}, status=400)  # whatever went wrong
+def _error(text: str, status: int = 400) -> web.Response:
+    return web.json_response({"error": text}, status=status)
