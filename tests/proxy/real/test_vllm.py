@@ -27,6 +27,8 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
+    "PYTHONWARNINGS": "ignore",  # in the tests they are errors
+    "PYTHONPATH": "",
 }
 SMALL = ("--load-format", "dummy", "--dtype", "float32", "--enforce-eager", "--max-num-seqs", "4")
 
