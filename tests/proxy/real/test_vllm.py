@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest_asyncio
 from aiohttp import ClientSession
 
 from tests.proxy.harness import CHAT, MESSAGES, Proxy, until
-from tests.proxy.processes import Process, alive, process, run
+from tests.proxy.processes import Process, alive, process
 from tests.proxy.real import tiny_llama
 from tests.proxy.real.peers import before, content, error, needs, program, reason
 from tests.proxy.test_backend_kinds import last_words, report_of
@@ -122,6 +123,8 @@ async def test_no_such_model(tmp_path: Path) -> None:
     """A folder without a model stops the proxy with code 4 and vLLM's own words."""
     folder = tmp_path / "empty"
     folder.mkdir()
-    code, _, err = await run("--port", "0", *flags(folder))
-    assert code == 4, err
-    assert "--model-path" in last_words(err)
+    async with process(tmp_path, *flags(folder), wait_for="") as proxy:
+        code = await asyncio.wait_for(proxy.process.wait(), START_SECONDS)
+        log = proxy.log.read_text()
+    assert code == 4, log
+    assert "--model-path" in last_words(log)
