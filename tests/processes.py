@@ -180,7 +180,7 @@ class Proxy(Server):
                 *(sys.executable, "-m", "openai_proxy", "--backend=llamacpp"),
                 *(f"--model-path={model_path}", "--model-name=smollm2"),
                 *("--host=127.0.0.1", "--port=0", "--log-format=json"),
-                *("--drain-delay-seconds=0", f"--backend-args=--n_threads={NUM_THREADS}", *flags),
+                *("--drain-delay-seconds=0", f"--backend-arg=--n_threads={NUM_THREADS}", *flags),
             ],
             env=env,
         )
