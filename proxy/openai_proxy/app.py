@@ -51,9 +51,13 @@ class Paths:
         self._declared: App | None = None
         self._is_complete = asyncio.Event()
 
-    def add(self, table: Table, declared: App) -> None:
-        """Add endpoints, and the application for all other paths."""
+    def add(self, table: Table) -> None:
+        """Add endpoints, which answer from now on."""
         self._table.update(table)
+
+    def complete(self, table: Table, declared: App) -> None:
+        """Add the last endpoints, and the application for all other paths."""
+        self.add(table)
         self._declared = declared
         self._is_complete.set()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from yarl import URL
 
 from openai_protocol.requests import ChatCompletionRequest, CompletionRequest
-from openai_proxy.api import models, systems
+from openai_proxy.api import systems
 from openai_proxy.api.openai import GenerationEndpoint, Serving
 from openai_proxy.api.passing import PASSED, PassingEndpoint
 from openai_proxy.app import Paths, Table
@@ -133,7 +133,7 @@ class Assembly:
         running: Running,
         metrics: Metrics,
     ) -> None:
-        """Add the generating and the passing endpoints, and what FastAPI declares."""
+        """Add the generating and the passing endpoints."""
         settings = self._settings
         serving = Serving(
             timeout_seconds=settings.request_timeout_seconds,
@@ -158,10 +158,17 @@ class Assembly:
             table[path] = {"POST": GenerationEndpoint(path, kind, router, running, serving)}
         for path, passed in PASSED.items():
             table[path] = {"POST": PassingEndpoint(path, passed, router, running, serving)}
+        paths.add(table | systems.generating_table(table, serving.limits))
+
+    def add_models(self, paths: Paths, router: Router, running: Running) -> None:
+        """Add what FastAPI declares, the last of all: it takes as long to import as all else."""
+        from openai_proxy.api import models
+
+        settings = self._settings
         declared = models.build(
             router, running, settings.models_cache_seconds, settings.request_timeout_seconds
         )
-        paths.add(table | systems.table(table, declared, serving.limits), declared)
+        paths.complete(systems.listing_table(declared), declared)
 
     async def close(self) -> None:
         """Close all connections to upstreams."""

@@ -55,6 +55,8 @@ class Service:
         router = self._router = self.assembly.router()
         self.use_backend(backend_url, backend_model)
         self.assembly.add_endpoints(self.paths, router, self.running, self._metrics)
+        await asyncio.to_thread(importlib.import_module, "openai_proxy.api.models")
+        self.assembly.add_models(self.paths, router, self.running)
         for name in list(router.upstreams) or [DEFAULT_UPSTREAM]:
             self.probes[name] = probing.Probe(
                 lambda name=name: router.upstreams.get(name),

@@ -9,11 +9,13 @@ from openai_proxy.limits import RequestLimits
 from openai_proxy.middleware import App
 
 
-def table(generating: Table, list_models: App, limits: RequestLimits) -> Table:
-    """Return the endpoints, each also under /v1.
-
-    `generating` has OpenAI's own, `list_models` serves `GET /v1/models`.
-    """
+def generating_table(generating: Table, limits: RequestLimits) -> Table:
+    """Return the endpoints that generate, each also under /v1; `generating` has OpenAI's own."""
     posts = {path: methods["POST"] for path, methods in generating.items()}
-    made: Table = {path: {"POST": made} for path, made in generate.endpoints(posts, limits).items()}
-    return under_v1(made | {CATALOG: {"GET": Catalog(list_models)}})
+    made = generate.endpoints(posts, limits)
+    return under_v1({path: {"POST": endpoint} for path, endpoint in made.items()})
+
+
+def listing_table(list_models: App) -> Table:
+    """Return the endpoints that list models; `list_models` serves `GET /v1/models`."""
+    return under_v1({CATALOG: {"GET": Catalog(list_models)}})
