@@ -7,6 +7,7 @@ backend also 4 no such model file and 5 not enough memory, as the backend says.
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 from collections.abc import Sequence
 
@@ -21,6 +22,9 @@ from openai_proxy.lifecycle import Lifecycle
 from openai_proxy.server import EXIT_PORT_TAKEN, ListenError, listen
 
 EXIT_BAD_CONFIGURATION = 2
+
+# New objects between two looks for cycles among them; Python's own is 700.
+COLLECT_AFTER = 10_000
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -76,10 +80,19 @@ def _serve(loaded: Loaded, flags: Flags) -> int:
         return Reloader(loaded, lambda: load_all(flags), apply)
 
     async def run() -> int:
-        return await Lifecycle(settings, listener, reloader).run()
+        return await Lifecycle(settings, listener, reloader, _collect_seldom).run()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(run())
+
+
+def _collect_seldom() -> None:
+    """Spare the garbage collector what is here for good, and most of its looks at what is new.
+
+    Requests leave few cycles behind; to look for them took a tenth of their time.
+    """
+    gc.freeze()
+    gc.set_threshold(COLLECT_AFTER)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ class Assembly:
         self._settings = settings
         self._connections: list[Connections] = []
         self._to_backend: Connections | None = None
+        self._backend_dialect: Dialect | None = None
         self._lookups: list[asyncio.Task[None]] = []
         self._accesses: list[Access] = []
 
@@ -71,12 +72,15 @@ class Assembly:
         assert url.host is not None
         assert url.port is not None
         settings = self._settings.backend_upstream(base_url)
+        # Kept: it may come again, at another address.
         if self._to_backend is None:
-            self._to_backend = self._connect()  # kept: it may come at another address
+            self._to_backend = self._connect()
+        if self._backend_dialect is None:
+            self._backend_dialect = dialect_of(settings)
         return Upstream(
             self._to_backend,
             base_url,
-            dialect_of(settings),
+            self._backend_dialect,
             Endpoints(url.host, url.port, None),
             dialect_name=settings.dialect,
         )

@@ -8,7 +8,6 @@ backend is stopped last. A second signal ends everything at once.
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import signal
 import socket
@@ -41,8 +40,6 @@ log = structlog.get_logger("openai_proxy")
 
 # After the grace period: for interrupted streams to get their last event out
 LAST_EVENTS_SECONDS = 3.0
-# New objects between two looks for cycles among them; Python's own is 700.
-COLLECT_AFTER = 10_000
 # Before other settings hold: for what they name to show what it has
 FIRST_LOOK_SECONDS = 2.0
 
@@ -55,8 +52,13 @@ class Lifecycle:
         settings: Settings,
         listener: socket.socket,
         reloader: Callable[[Apply], Reloader] | None = None,
+        when_built: Callable[[], None] = lambda: None,
     ) -> None:
-        """`reloader` makes what reads the configuration again; without it, it holds for good."""
+        """`reloader` makes what reads the configuration again; without it, it holds for good.
+
+        `when_built` is called once all is there that stays.
+        """
+        self._when_built = when_built
         self._reloader = reloader(self._apply) if reloader is not None else None
         self._settings = settings
         self._listener = listener
@@ -188,7 +190,7 @@ class Lifecycle:
     async def _serve(self) -> None:
         """Build what the settings ask for, and watch the upstreams of whatever holds then."""
         await self._service.build()
-        _collect_seldom()
+        self._when_built()
         self._use(self._service)
         self._watch(self._service)
         while self._watching is not None:
@@ -272,15 +274,6 @@ class Lifecycle:
         )
         await asyncio.wait({serving})
         timer.cancel()
-
-
-def _collect_seldom() -> None:
-    """Spare the garbage collector what is here for good, and most of its looks at what is new.
-
-    Requests leave few cycles behind; to look for them took a tenth of their time.
-    """
-    gc.freeze()
-    gc.set_threshold(COLLECT_AFTER)
 
 
 def _shutting_down() -> Unavailable:

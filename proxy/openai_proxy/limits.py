@@ -190,11 +190,12 @@ def _refuse_other_spellings(model: type[BaseModel], names: Iterable[str]) -> Non
 # A letter that is written as an escape: no encoder does so.
 _ESCAPED_LETTER = re.compile(rb"\\u00[4-7]")
 _MAX_LOOKED_THROUGH = 16 * 1024 * 1024  # bytes, over all names
+_MANY_FIELDS = 64
 
 
 def _may_have_twins(body: bytes, names: set[str]) -> bool:
     """Tell whether a field may be given twice; quick, and seldom wrong."""
-    if len(names) * len(body) > _MAX_LOOKED_THROUGH:
+    if len(names) > _MANY_FIELDS or len(names) * len(body) > _MAX_LOOKED_THROUGH:
         return True  # to parse it once more takes no longer
     for name in names:
         quoted = _quoted(name)

@@ -61,6 +61,7 @@ class Sink:
         self._is_idle.set()
         self._is_hurried = threading.Event()
         self._is_closing = False
+        self._has_ended = False
         self._is_failing = False
         self._thread = threading.Thread(target=self._run, name="log-sink", daemon=True)
         self._thread.start()
@@ -73,7 +74,7 @@ class Sink:
     def put(self, line: str) -> None:
         """Take a line; where there is no room for it, it is lost and counted."""
         with self._lock:
-            if self._num_queued + len(line) > self._max_queued:
+            if self._has_ended or self._num_queued + len(line) > self._max_queued:
                 self._num_lost += 1
                 self._num_lost_ever += 1
                 return
@@ -105,6 +106,9 @@ class Sink:
             is_last = self._is_closing  # looked at first: what was put before that is taken
             self._empty()
             if is_last:
+                with self._lock:
+                    self._has_ended = True
+                self._empty()  # what came in between
                 self._output.close()
                 return
             if not self._is_closing:

@@ -139,14 +139,17 @@ class RenderErrors:
         error_forms.attach(scope, self._form)
         try:
             await self._app(scope, receive, send)
-        except ClientGoneError:
+        except ClientGoneError as error:
             exchange.is_client_gone = True
             exchange.status = exchange.status or CLIENT_CLOSED_REQUEST
+            let_go(error)
         except ApiError as error:
             await self._answer(exchange, send, error)
-        except Exception:
+            let_go(error)
+        except Exception as error:
             log.exception("request_failed")
             await self._answer(exchange, send, internal_error())
+            let_go(error)
 
     async def _answer(self, exchange: Exchange, send: Send, error: ApiError) -> None:
         exchange.error_code = str(error.code)
@@ -201,6 +204,14 @@ class LimitBody:
                         return
         except TimeoutError:
             pass
+
+
+def let_go(error: Exception) -> None:
+    """Let go of an error's frames: they hold the request, and the error itself, for good.
+
+    Only the garbage collector would find such a cycle, and it looks seldom.
+    """
+    error.__traceback__ = error.__context__ = error.__cause__ = None
 
 
 async def send_error(send: Send, error: ApiError, form: ErrorForm) -> None:

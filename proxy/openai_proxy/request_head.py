@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from openai_protocol.errors import InvalidRequest
-from openai_proxy.running import CONNECTION
+from openai_proxy.running import CONNECTION, Connection
 from openai_proxy.tls import certificate_name
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -23,8 +22,8 @@ GOODBYE_SECONDS = 1.0
 class BoundedHead(HttpToolsProtocol):
     """uvicorn's protocol; a head that is too long gets 431, one that does not end is dropped.
 
-    The scope has, as ASGI's extensions, the connection itself, which tells when it is lost, and the
-    name in a client's certificate.
+    The scope has, as ASGI's extensions, a `Connection`, which tells when the client is gone, and
+    the name in a client's certificate.
     """
 
     max_head_bytes = MAX_HEAD_BYTES
@@ -35,13 +34,12 @@ class BoundedHead(HttpToolsProtocol):
     _timer: asyncio.TimerHandle | None = None
     _client_name: str | None = None
     _is_ending = False
-    is_lost = False
-    on_lost: Callable[[], None] | None = None
     _goodbye: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """Begin to wait for the first head."""
         super().connection_made(transport)
+        self._connection = Connection()
         connection = transport.get_extra_info("ssl_object")
         if isinstance(connection, ssl.SSLObject):
             self._client_name = certificate_name(connection)
@@ -53,14 +51,12 @@ class BoundedHead(HttpToolsProtocol):
         if self._goodbye is not None:
             self._goodbye.cancel()
         super().connection_lost(exc)
-        self.is_lost = True
-        if self.on_lost is not None:
-            self.on_lost()
+        self._connection.lose()
 
     def on_message_begin(self) -> None:
         """Begin to count the next request's head, on a connection that is used again."""
         super().on_message_begin()
-        extensions: dict[str, Any] = {CONNECTION: self}
+        extensions: dict[str, Any] = {CONNECTION: self._connection}
         if self._client_name is not None:
             extensions["tls"] = {"client_cert_name": self._client_name}
         self.scope["extensions"] = extensions
@@ -71,6 +67,12 @@ class BoundedHead(HttpToolsProtocol):
         """Stop counting; the body has a limit of its own."""
         self._is_in_head = False
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """Read on: uvicorn stops while much of a body waits, and would not see a client leave."""
+        super().on_message_complete()
+        if not self.pipeline:
+            self.flow.resume_reading()
 
     def data_received(self, data: bytes) -> None:
         """Parse, then look at how long the unfinished head has become."""
@@ -90,7 +92,7 @@ class BoundedHead(HttpToolsProtocol):
 
         While an answer is being sent nothing can be put into it: the connection ends with it.
         """
-        cycle = getattr(self, "cycle", None)  # None before the first head, whatever its type says
+        cycle = self._cycle
         is_answering = cycle and cycle.response_started and not cycle.response_complete
         if self.pipeline or is_answering:
             self.transport.close()
@@ -108,6 +110,10 @@ class BoundedHead(HttpToolsProtocol):
         super().on_response_complete()
         if self._is_ending:
             self._expect_goodbye()
+
+    @property
+    def _cycle(self) -> RequestResponseCycle | None:
+        return getattr(self, "cycle", None)  # None before the first head, whatever its type says
 
     def _expect_goodbye(self) -> None:
         if self.scheme == "https" and self.transport.is_closing():
@@ -128,7 +134,10 @@ class BoundedHead(HttpToolsProtocol):
 
     def _on_timer(self) -> None:
         # One timer a connection: setting and stopping one for each request would cost more.
-        rest = self._head_until - self.loop.time() if self._is_in_head else self.head_seconds
+        # While an answer runs, the next head may wait for it.
+        cycle = self._cycle
+        is_waiting = self._is_in_head and (cycle is None or cycle.response_complete)
+        rest = self._head_until - self.loop.time() if is_waiting else self.head_seconds
         if rest > 0:
             self._timer = self.loop.call_later(rest, self._on_timer)
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 from openai_protocol.errors import ApiError, DeadlineExceeded
 from openai_proxy.exchange import ClientGoneError
@@ -13,13 +13,27 @@ from openai_proxy.exchange import ClientGoneError
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 CONNECTION = "openai_proxy.connection"  # among ASGI's extensions
+DEADLINE_STEP_SECONDS = 0.01
 
 
-class Connection(Protocol):
-    """A client's connection, which calls `on_lost` once when it is gone."""
+class Connection:
+    """What a request knows of its client's connection; the server's protocol owns it.
 
-    is_lost: bool
-    on_lost: Callable[[], None] | None
+    It does not lead back to the protocol, which would keep itself alive by the scope otherwise.
+    """
+
+    __slots__ = ("is_lost", "on_lost")
+
+    def __init__(self) -> None:
+        self.is_lost = False
+        self.on_lost: Callable[[], None] | None = None
+
+    def lose(self) -> None:
+        """Tell who watches that the client is gone."""
+        self.is_lost = True
+        on_lost, self.on_lost = self.on_lost, None
+        if on_lost is not None:
+            on_lost()
 
 
 class Running:
@@ -34,6 +48,7 @@ class Running:
         self._parent = parent
         self._is_empty: asyncio.Event | None = None  # while somebody waits for it
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
 
     def __len__(self) -> int:
         return len(self._leashes)
@@ -64,12 +79,17 @@ class Running:
         return Leash(self, timeout_seconds)
 
     def watch_deadline(self, deadline: float) -> None:
-        """See to it that requests are ended at this time of the event loop, if they run then."""
+        """See to it that requests are ended at this time of the event loop, if they run then.
+
+        A burst of deadlines is looked at in steps of `DEADLINE_STEP_SECONDS`.
+        """
         if self._timer is not None:
-            if self._timer.when() <= deadline:
+            if self._timer_at <= deadline:
                 return
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_at(deadline, self._on_timer)
+        loop = asyncio.get_running_loop()
+        self._timer_at = max(deadline, loop.time() + DEADLINE_STEP_SECONDS)
+        self._timer = loop.call_at(self._timer_at, self._on_timer)
 
     def interrupt_all(self, reason: Callable[[], ApiError]) -> int:
         """End every running request with an error; returns how many there were."""
@@ -112,8 +132,8 @@ class Leash:
         assert self._task is not None
         self._cancelling = self._task.cancelling()
         self.deadline = asyncio.get_running_loop().time() + self._timeout_seconds
-        self._running.add(self)
         self._running.watch_deadline(self.deadline)
+        self._running.add(self)
         return self
 
     async def __aexit__(
@@ -134,13 +154,14 @@ class Leash:
     def watch(self, scope: Scope, receive: Receive) -> None:
         """Interrupt the request when its client leaves; call it once the body is read.
 
-        The server's connection tells of that; where there is none, a task waits for it.
+        The server's connection tells of that; where there is none, a task waits for it. Raises
+        ClientGoneError where the client has left already.
         """
         self._connection = (scope.get("extensions") or {}).get(CONNECTION)
         if self._connection is None:
             self._watcher = asyncio.create_task(self._watch(receive))
         elif self._connection.is_lost:
-            self._on_lost()
+            raise ClientGoneError
         else:
             self._connection.on_lost = self._on_lost
 

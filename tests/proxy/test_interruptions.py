@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import time
 
 import pytest
 from aiohttp import web
 
+from openai_protocol.requests import ChatCompletionRequest
+from openai_proxy.request_head import BoundedHead
 from tests.proxy import harness
 from tests.proxy.harness import CHAT, MESSAGES, Proxy, StandIn, chunk, start_stream, until
 from tests.proxy.test_errors import error_of, last_event
@@ -36,12 +39,17 @@ async def endless(request: web.Request) -> web.StreamResponse:
         await asyncio.sleep(0.01)
 
 
+def posted(messages: list[dict[str, str]], stream: bool = False) -> tuple[bytes, bytes]:
+    """A chat's head and body, as they go over a socket."""
+    body = json.dumps({"messages": messages, "stream": stream}).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+    return head.encode(), body
+
+
 async def leave(proxy: Proxy, stream: bool, read_first: bool) -> None:
     """Send a request on a socket of its own, and hang up."""
     reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
-    body = json.dumps({"messages": MESSAGES, "stream": stream}).encode()
-    head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
-    writer.write(head.encode() + body)
+    writer.write(b"".join(posted(MESSAGES, stream)))
     await writer.drain()
     if read_first:
         await reader.readuntil(b"\n\n")
@@ -66,6 +74,70 @@ async def test_disconnect_closes_the_upstream(
     await asyncio.wait_for(upstream.closed.wait(), 1)
     assert time.monotonic() - left_at < 1
     await until(lambda: len(proxy.lifecycle._running) == 0, 1)
+
+
+@pytest.mark.parametrize("in_one", [True, False])
+async def test_disconnect_after_a_large_body(proxy: Proxy, upstream: StandIn, in_one: bool) -> None:
+    """It is noticed, too, where the server has paused to read a body of more than 64 KiB."""
+    upstream.respond = silent
+    head, body = posted([{"role": "user", "content": "x" * 200_000}])
+    _, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+    for part in [head + body] if in_one else [head, body]:
+        writer.write(part)
+        await writer.drain()
+        await asyncio.sleep(0.05)
+    await until(lambda: len(upstream.requests) == 1, 5)
+    writer.close()
+    await writer.wait_closed()
+    await asyncio.wait_for(upstream.closed.wait(), 1)
+    await until(lambda: len(proxy.lifecycle._running) == 0, 1)
+
+
+async def test_the_second_request_of_a_connection_is_watched(
+    proxy: Proxy, upstream: StandIn
+) -> None:
+    """A client that sent two requests at once, and leaves during the second, is gone."""
+    answer = upstream.respond
+
+    async def first_only(request: web.Request) -> web.StreamResponse:
+        return await (answer if len(upstream.requests) == 1 else silent)(request)
+
+    upstream.respond = first_only
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+    writer.write(b"".join(posted(MESSAGES)) * 2)
+    assert b"200" in await reader.readline()
+    await until(lambda: len(upstream.requests) == 2, 5)
+    upstream.closed.clear()
+    writer.close()
+    await asyncio.wait_for(upstream.closed.wait(), 1)
+    await until(lambda: len(proxy.lifecycle._running) == 0, 1)
+
+
+async def test_nothing_waits_for_the_garbage_collector(proxy: Proxy, upstream: StandIn) -> None:
+    """Connections, requests and their bodies are gone when they are over, well or not."""
+
+    async def refuse(_: web.Request) -> web.StreamResponse:
+        return web.Response(status=503)
+
+    kinds = (BoundedHead, ChatCompletionRequest)
+    answer = upstream.respond
+    gc.collect()
+    gc.disable()
+    try:
+        for respond in (answer, refuse, silent, answer):
+            upstream.respond = respond
+            if respond is silent:
+                await leave(proxy, stream=True, read_first=False)
+            else:
+                body = {"messages": MESSAGES}
+                async with proxy.http.post(
+                    proxy.url + CHAT, json=body, headers={"connection": "close"}
+                ) as response:
+                    await response.read()
+        await until(lambda: len(proxy.lifecycle._running) == 0, 1)
+        await until(lambda: not [one for one in gc.get_objects() if isinstance(one, kinds)], 5)
+    finally:
+        gc.enable()
 
 
 async def test_disconnect_while_uploading(proxy: Proxy, upstream: StandIn) -> None:

@@ -24,7 +24,7 @@ from openai_proxy.error_forms import form_of
 from openai_proxy.event_stream import EventStream
 from openai_proxy.exchange import Exchange, exchange_of
 from openai_proxy.limits import RequestLimits
-from openai_proxy.middleware import Receive, Scope, Send, read_body, send_json
+from openai_proxy.middleware import Receive, Scope, Send, let_go, read_body, send_json
 from openai_proxy.routing.endpoints import Endpoint
 from openai_proxy.routing.models import changes
 from openai_proxy.routing.retry import Refused, RetryPolicy, with_retries
@@ -101,6 +101,7 @@ class GenerationEndpoint:
             if stream is None or not stream.has_begun:
                 raise
             await stream.fail(form_of(scope).body(error))
+            let_go(error)
 
     def _call(self, asked: Asked, body: bytes, route: Route, scope: Scope) -> Call:
         """Return the call for an upstream: the body is written anew only where it must change."""

@@ -13,6 +13,7 @@ from pydantic_core import from_json
 from openai_protocol.errors import ApiError
 from openai_protocol.responses import model_object
 from openai_proxy.dialects.openai import OpenAIDialect, invalid_response
+from openai_proxy.routing.models import ModelTable
 from openai_proxy.routing.retry import read
 from openai_proxy.routing.router import Router
 from openai_proxy.routing.upstream import Upstream
@@ -59,17 +60,21 @@ class ModelLists:
         self._found: dict[str, Objects] = {}
         self._known: Objects = []
         self._known_until = -1.0
+        self._known_by: ModelTable | None = None
 
     async def models(self, request_id: str) -> Objects:
         """Return the model objects that clients see; raises ApiError."""
         if self._router.without_upstream:
             return []
-        if self._clock() >= self._known_until:
+        table = self._router.table
+        if self._clock() >= self._known_until or table is not self._known_by:
             # As a request that runs: a reload closes no connection while it waits.
             async with self._running.leash(self._timeout_seconds):
                 found = await self._ask_all(request_id)
-            self._known = self._router.table.listed(found)
-            self._known_until = self._clock() + self._cache_seconds
+            self._known = table.listed(found)
+            self._known_by = table
+            if found:  # else every upstream was another by the time it answered
+                self._known_until = self._clock() + self._cache_seconds
         return self._known
 
     async def _ask_all(self, request_id: str) -> Mapping[str, Objects]:

@@ -105,6 +105,7 @@ async def with_retries(
                 error.should_retry = False
                 raise error from None
             log.debug("retrying", endpoint=endpoint.host, code=str(error.code), wait_seconds=wait)
+            del error  # which has this frame: a cycle would hold the request's body
         on_retry()
         if wait:
             await sleep(wait)
