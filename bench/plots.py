@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_FOOTER_CHARACTERS = 110  # of a line
 # Who is in several plots has the same colour in all; what is ours is blue.
 _COLOURS = {
     **dict.fromkeys((OURS, ENGINE, COLD, DEFAULT_MODE, SETTINGS[0]), "#1b6ca8"),
@@ -166,4 +167,5 @@ def colours_of(names: Sequence[str], given: Mapping[str, str] = _COLOURS) -> dic
 def _footer(results: Results, name: str) -> str:
     rounds = max(len(outcomes) for outcomes in results.by_case(name).values())
     kind = f"medians of {rounds} rounds, lowest and highest" if rounds > 1 else "1 round"
-    return f"{kind}; {results.machine}"
+    lines = f"{kind}; {results.machine}".splitlines()
+    return "\n".join(textwrap.fill(line, _FOOTER_CHARACTERS) for line in lines)
