@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from openai_protocol.errors import ErrorCode, InvalidRequest
 from openai_proxy.error_forms import ErrorForm
 from openai_proxy.exchange import exchange_of
-from openai_proxy.middleware import App, Message, Receive, Scope, Send, send_error
+from openai_proxy.middleware import App, Message, Receive, Scope, Send, header, send_error
 
 ANY = "*"
 # Pages may read these of every answer, besides the few that they always may.
@@ -79,12 +79,12 @@ class AllowOrigins:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        origin = _header(scope, b"origin")
+        origin = header(scope, b"origin")
         allowed = self._allowed(origin)
         if (
             origin is not None
             and scope["method"] == "OPTIONS"
-            and _header(scope, b"access-control-request-method") is not None
+            and header(scope, b"access-control-request-method") is not None
         ):
             await self._answer_preflight(scope, allowed, send)
             return
@@ -128,7 +128,7 @@ class AllowOrigins:
             (b"vary", b"origin, access-control-request-headers"),
         ]
         # A `*` would not stand for Authorization: so those that are asked for are named.
-        requested = _header(scope, b"access-control-request-headers")
+        requested = header(scope, b"access-control-request-headers")
         if requested is not None and _is_list_of_tokens(requested):
             headers.append((b"access-control-allow-headers", requested))
         await send({"type": "http.response.start", "status": 204, "headers": headers})
@@ -137,10 +137,3 @@ class AllowOrigins:
 
 def _is_list_of_tokens(value: bytes) -> bool:
     return len(value) <= _MAX_REQUESTED_BYTES and bool(_TOKENS.fullmatch(value))
-
-
-def _header(scope: Scope, wanted: bytes) -> bytes | None:
-    for name, value in scope["headers"]:
-        if name == wanted:
-            return bytes(value)
-    return None

@@ -155,9 +155,8 @@ class Lifecycle:
             await service.close()
             raise
         old, self._service = self._service, service
-        service.use_backend(
-            self._backend_url, self._backend_model
-        )  # it may have come or gone meanwhile
+        # It may have come or gone meanwhile.
+        service.use_backend(self._backend_url, self._backend_model)
         self._settings = settings
         self._use(service)
         self._current.app = self._app(service)

@@ -76,13 +76,12 @@ class Observe:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        clock = self._clock
         headers = dict(scope["headers"])
         exchange = Exchange(
             request_id=_request_id(headers),
             method=scope["method"],
             path=scope.get("raw_path", b"").decode("ascii", "replace")[:256],
-            started_at=clock(),
+            started_at=self._clock(),
             server=scope.get("server"),
             trace_headers=_trace_headers(scope) if _TRACE_HEADERS & headers.keys() else (),
             observers=self._attempt_observers,
@@ -95,7 +94,7 @@ class Observe:
         try:
             await self._app(scope, receive, self._watched(exchange, send))
         finally:
-            exchange.finished_at = clock()
+            exchange.finished_at = self._clock()
             for observer in self._observers:
                 observer.request_finished(exchange)
 
@@ -166,12 +165,13 @@ class LimitBody:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        length = _header(scope, b"content-length")
-        if length.isdigit():
+        length = header(scope, b"content-length")
+        if length is not None and length.isdigit():
             if int(length) <= self._max_bytes:
                 await self._app(scope, receive, send)  # the server reads no more than that
                 return
-            if _header(scope, b"expect").lower() != b"100-continue":
+            expected = header(scope, b"expect")
+            if expected is None or expected.lower() != b"100-continue":
                 await self._discard(receive)
             raise self._refusal()
         num_bytes = 0
@@ -250,13 +250,12 @@ async def read_body(receive: Receive) -> bytes:
         message = await receive()
 
 
-def _header(scope: Scope, wanted: bytes) -> bytes:
-    """Return a header's value, empty where there is none; of several the last."""
-    found = b""
+def header(scope: Scope, wanted: bytes) -> bytes | None:
+    """Return a header's value, of several the first; None where there is none."""
     for name, value in scope["headers"]:
         if name == wanted:
-            found = value
-    return found
+            return bytes(value)
+    return None
 
 
 def _request_id(headers: Mapping[bytes, bytes]) -> str:
