@@ -35,10 +35,11 @@ COPY requirements/bootstrap.txt requirements/
 RUN /opt/venv/bin/python pip-26.3-py3-none-any.whl/pip install \
     --no-deps --only-binary :all: --require-hashes -r requirements/bootstrap.txt
 COPY protocol protocol
+COPY edge edge
 COPY predictor predictor
 COPY proxy proxy
 RUN /opt/venv/bin/python pip-26.3-py3-none-any.whl/pip wheel \
-    --no-deps --no-build-isolation --wheel-dir /opt/wheels ./protocol ./predictor ./proxy
+    --no-deps --no-build-isolation --wheel-dir /opt/wheels ./protocol ./edge ./predictor ./proxy
 
 FROM builder AS proxy-environment
 COPY requirements/proxy.txt requirements/
@@ -46,7 +47,8 @@ RUN /opt/venv/bin/python pip-26.3-py3-none-any.whl/pip install \
     --no-deps --only-binary :all: --require-hashes -r requirements/proxy.txt
 COPY --from=distributions /opt/wheels /opt/wheels
 RUN /opt/venv/bin/python pip-26.3-py3-none-any.whl/pip install --no-deps --no-index \
-    /opt/wheels/kserve_llamacpp_protocol-*.whl /opt/wheels/kserve_llamacpp_proxy-*.whl
+    /opt/wheels/kserve_llamacpp_protocol-*.whl /opt/wheels/kserve_llamacpp_edge-*.whl \
+    /opt/wheels/kserve_llamacpp_proxy-*.whl
 
 FROM builder AS predictor-dependencies
 COPY requirements/predictor.txt requirements/
@@ -59,7 +61,8 @@ RUN /opt/venv/bin/python pip-26.3-py3-none-any.whl/pip install --no-deps --no-in
 FROM predictor-dependencies AS predictor-environment
 COPY --from=distributions /opt/wheels /opt/wheels
 RUN /opt/venv/bin/python pip-26.3-py3-none-any.whl/pip install --no-deps --no-index \
-    /opt/wheels/kserve_llamacpp_protocol-*.whl /opt/wheels/kserve_llamacpp-*.whl
+    /opt/wheels/kserve_llamacpp_protocol-*.whl /opt/wheels/kserve_llamacpp_edge-*.whl \
+    /opt/wheels/kserve_llamacpp-*.whl
 
 # The proxy's lock holds the predictor's versions where both have a package.
 FROM predictor-dependencies AS all-in-one-environment
@@ -141,7 +144,7 @@ COPY --from=llama-cpp-cuda /opt/wheels /opt/wheels
 COPY --from=distributions /opt/wheels /opt/wheels
 RUN /opt/venv/bin/python pip-26.3-py3-none-any.whl/pip install --no-deps --no-index \
     /opt/wheels/llama_cpp_python-*.whl /opt/wheels/kserve_llamacpp_protocol-*.whl \
-    /opt/wheels/kserve_llamacpp-*.whl
+    /opt/wheels/kserve_llamacpp_edge-*.whl /opt/wheels/kserve_llamacpp-*.whl
 
 FROM cuda-base AS predictor-cuda
 ENV PATH=/opt/venv/bin:$PATH HOME=/tmp PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \

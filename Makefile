@@ -16,7 +16,7 @@ TEST_ARGS =
 LOCK_ARGS =
 
 venv := .venv/bin
-checked := protocol predictor proxy bootstrap bench
+checked := protocol edge predictor proxy bootstrap bench
 # Empty, or a path: the first Python that runs and fits is taken.
 find_python = python=$$(PYTHON='$(PYTHON)' sh bootstrap/find-python) || exit 1
 # exec, so that make's signals reach the program itself and not a shell before it.

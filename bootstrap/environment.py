@@ -19,7 +19,7 @@ from bootstrap.progress import Progress, pip_requirement
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = "bootstrap"
 PROFILES = {"runtime": ("predictor", "proxy"), "dev": ("predictor", "proxy", "dev")}
-PROJECTS = ("protocol", "predictor", "proxy")
+PROJECTS = ("protocol", "edge", "predictor", "proxy")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 
 from bootstrap import model
 from bootstrap.cache import open_cache
-from kserve_llamacpp.cgroup import num_cpus
+from http_edge.cgroup import num_cpus
 
 # More would only be in the way of those that look at the clock.
 MOST_WORKERS = 4

@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from kserve_llamacpp.cgroup import num_cpus
+from http_edge.cgroup import num_cpus
 
 START_SECONDS = 90.0
 # An engine whose threads wait for a core holds up its own: it gets this worker's share of them.

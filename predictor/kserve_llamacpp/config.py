@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from kserve_llamacpp import cgroup
+from http_edge import cgroup
 from kserve_llamacpp.engine.cells import BLOCK, whole_parts
 from kserve_llamacpp.engine.worker_options import FlashAttention, KVCacheLayout
 from kserve_llamacpp.errors import ConfigurationError, ModelFileError

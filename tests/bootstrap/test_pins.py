@@ -58,6 +58,8 @@ def test_proxy_has_neither_kserve_nor_llama_cpp() -> None:
     [
         ("protocol", ("proxy",)),
         ("protocol", ("predictor",)),
+        ("edge", ("proxy",)),
+        ("edge", ("predictor",)),
         ("proxy", ("proxy",)),
         ("predictor", ("predictor", "llama-cpp")),
     ],
@@ -67,7 +69,7 @@ def test_distributions_are_covered(project: str, locks: tuple[str, ...]) -> None
     text = (ROOT / project / "pyproject.toml").read_text(encoding="utf-8")
     needed = {_name(text) for text in tomllib.loads(text)["project"]["dependencies"]}
     pinned = {_name(pin.name) for lock in locks for pin in pins.read(lock)}
-    local = {"kserve-llamacpp-protocol"}
+    local = {"kserve-llamacpp-protocol", "kserve-llamacpp-edge"}
     assert needed - pinned - local == set()
 
 

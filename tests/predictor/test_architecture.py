@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+import http_edge
 import kserve_llamacpp
 import openai_protocol
 
 _PREDICTOR = Path(kserve_llamacpp.__file__).parent
 _PROTOCOL = Path(openai_protocol.__file__).parent
+_EDGE = Path(http_edge.__file__).parent
 _PROXY = _PROTOCOL.parents[1] / "proxy" / "openai_proxy"
 # They compute over their arguments: no clock, no chance, no I/O of their own.
 _PURE = (
@@ -88,12 +90,17 @@ def test_only_metrics_knows_prometheus() -> None:
     [
         (_PROTOCOL, "kserve_llamacpp"),
         (_PROTOCOL, "openai_proxy"),
+        (_PROTOCOL, "http_edge"),
+        (_EDGE, "kserve_llamacpp"),
+        (_EDGE, "openai_proxy"),
+        (_EDGE, "kserve"),
+        (_EDGE, "fastapi"),
         (_PREDICTOR, "openai_proxy"),
         (_PROXY, "kserve_llamacpp"),
     ],
 )
-def test_distributions_depend_on_the_protocol_alone(package: Path, other: str) -> None:
-    """The protocol depends on neither server, and the servers not on each other."""
+def test_distributions_depend_downwards_alone(package: Path, other: str) -> None:
+    """The protocol depends on nothing of ours, the edge on it, the servers not on each other."""
     assert list(package.rglob("*.py")), f"nothing in {package}"
     assert _importers(package, other) == set()
 

@@ -19,7 +19,7 @@ from tests.proxy.harness import refused_port, until
 
 ROOT = Path(__file__).parents[2]
 STANDIN = Path(__file__).with_name("standin")
-PYTHONPATH = os.pathsep.join(str(ROOT / part) for part in ("protocol", "proxy"))
+PYTHONPATH = os.pathsep.join(str(ROOT / part) for part in ("protocol", "edge", "proxy"))
 
 
 def environment(**variables: str) -> dict[str, str]:

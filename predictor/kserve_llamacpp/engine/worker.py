@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from kserve_llamacpp import cgroup
+from http_edge import cgroup
 from kserve_llamacpp.engine.assembly import make_engine
 from kserve_llamacpp.engine.engine import DecodeFailed, Engine
 from kserve_llamacpp.engine.frames import (

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kserve_llamacpp import cgroup
+from http_edge import cgroup
 from kserve_llamacpp.engine.backend.layout import choose_layout
 from kserve_llamacpp.engine.backend.library import llama, start_library
 from kserve_llamacpp.engine.backend.memory import LlamaMemory

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kserve_llamacpp.cgroup import available_memory, num_cpus
+from http_edge.cgroup import available_memory, num_cpus
 
 _MB = 1 << 20
 

@@ -1,0 +1,1 @@
+"""What both HTTP servers do before their applications: bounds on what one client may take."""
