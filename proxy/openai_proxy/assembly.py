@@ -10,6 +10,7 @@ from pathlib import Path
 
 from yarl import URL
 
+from openai_protocol.request_limits import RequestLimits
 from openai_protocol.requests import ChatCompletionRequest, CompletionRequest
 from openai_proxy.api import systems
 from openai_proxy.api.openai import GenerationEndpoint, Serving
@@ -19,7 +20,6 @@ from openai_proxy.config import ConfigError, Settings
 from openai_proxy.config.upstreams import DEFAULT_UPSTREAM, UpstreamSettings
 from openai_proxy.dialects.base import CHAT, COMPLETIONS, Dialect, Render
 from openai_proxy.dialects.registry import make_dialect
-from openai_proxy.limits import RequestLimits
 from openai_proxy.metrics import Metrics
 from openai_proxy.routing.access import Access
 from openai_proxy.routing.client_tls import ClientTLSContext

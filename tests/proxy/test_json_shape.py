@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openai_protocol.errors import InvalidRequest
+from openai_protocol.json_shape import NUMBERS_PER_VALUE, Shape, ShapeLimits
+from openai_protocol.request_limits import RequestLimits
 from openai_protocol.requests import ChatCompletionRequest, CompletionRequest
 from openai_proxy.api.passing import EmbeddingsRequest, PassedRequest
-from openai_proxy.json_shape import NUMBERS_PER_VALUE, Shape, ShapeLimits
-from openai_proxy.limits import RequestLimits
 from tests.proxy import harness
 from tests.proxy.harness import MESSAGES, Proxy, StandIn
 

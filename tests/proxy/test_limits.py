@@ -10,9 +10,9 @@ import pytest
 from aiohttp import web
 
 from openai_protocol.errors import InvalidRequest
+from openai_protocol.request_limits import RequestLimits
 from openai_protocol.requests import ChatCompletionRequest, CompletionRequest
 from openai_proxy.config import load
-from openai_proxy.limits import RequestLimits
 from tests.proxy import harness
 from tests.proxy.harness import CHAT, COMPLETION, MESSAGES, Proxy, StandIn
 from tests.proxy.test_request_head import talk

@@ -15,11 +15,11 @@ from typing import Any
 from pydantic import Field
 from pydantic_core import from_json
 
+from openai_protocol.request_limits import RequestLimits
 from openai_protocol.requests import ChatCompletionRequest, GenerationRequest
 from openai_proxy.api.translation import Json, Translated
 from openai_proxy.dialects.base import CHAT, COMPLETIONS
 from openai_proxy.dialects.openai import invalid_response
-from openai_proxy.limits import RequestLimits
 from openai_proxy.middleware import App
 
 GENERATE = "/api/generate"

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from pydantic_core import from_json
 
 from openai_protocol.errors import ApiError
+from openai_protocol.request_limits import RequestLimits
 from openai_protocol.requests import ChatCompletionRequest, CompletionRequest
 from openai_protocol.resume import FIELD, without_resume
 from openai_protocol.sse import MEDIA_TYPE
@@ -23,7 +24,6 @@ from openai_proxy.dialects.openai import invalid_response
 from openai_proxy.error_forms import form_of
 from openai_proxy.event_stream import EventStream
 from openai_proxy.exchange import Exchange, exchange_of
-from openai_proxy.limits import RequestLimits
 from openai_proxy.middleware import Receive, Scope, Send, let_go, read_body, send_json
 from openai_proxy.routing.endpoints import Endpoint
 from openai_proxy.routing.models import changes

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from openai_protocol.request_limits import RequestLimits
 from openai_proxy.api import generate
 from openai_proxy.api.catalog import CATALOG, Catalog
 from openai_proxy.app import Table, under_v1
-from openai_proxy.limits import RequestLimits
 from openai_proxy.middleware import App
 
 
