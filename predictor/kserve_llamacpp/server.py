@@ -10,36 +10,28 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import sys
 import warnings
 from typing import Any
 
 import structlog
 import uvloop
-from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
-from kserve import ModelServer, errors, model_server
-from starlette.exceptions import HTTPException
+from fastapi import FastAPI
+from kserve import ModelServer, model_server
 from timing_asgi import TimingMiddleware
 
 from kserve_llamacpp import __version__
+from kserve_llamacpp.api.errors import add_error_handlers
 from kserve_llamacpp.api.middleware import RequestGate
-from kserve_llamacpp.api.openai import Models, routers
+from kserve_llamacpp.api.openai import Models
+from kserve_llamacpp.api.routes import add_routes
 from kserve_llamacpp.config import Config, add_flags, read_config
-from kserve_llamacpp.errors import ConfigurationError, PortTakenError, StartupError
+from kserve_llamacpp.errors import StartupError
+from kserve_llamacpp.listener import bind
 from kserve_llamacpp.logging import configure_logging
 from kserve_llamacpp.model import LlamaCppModel
 from kserve_llamacpp.served_model import ServedModel
-from openai_protocol.errors import (
-    ApiError,
-    ErrorCode,
-    InvalidRequest,
-    Unavailable,
-    http_error,
-    internal_error,
-    model_not_found,
-)
+from openai_protocol.errors import ErrorCode, Unavailable
 
 _CLOSE_SECONDS = 5.0  # from the end of the grace period to the end of the last connection
 
@@ -95,7 +87,9 @@ class LlamaCppServer(ModelServer):  # type: ignore[misc]  # kserve has no types
     async def _serve_http(self) -> None:
         rest = self._rest_server
         rest.create_application()
-        _finish_application(model_server.app)
+        app = model_server.app
+        app.user_middleware = [m for m in app.user_middleware if m.cls is not TimingMiddleware]
+        add_error_handlers(app)
         rest._server.capture_signals = contextlib.nullcontext  # we own the signals
         host, port = self._sock.getsockname()[:2]
         self._log.info("http_listening", host=host, port=port)
@@ -141,16 +135,8 @@ class LlamaCppServer(ModelServer):  # type: ignore[misc]  # kserve has no types
             model = repository.get_model(name)
             return model.served if isinstance(model, LlamaCppModel) else None
 
-        for router in routers(Models(lambda: list(repository.get_models()), find, self._check)):
-            app.include_router(router)
-
-        @app.get("/v2/health/ready")
-        async def ready() -> dict[str, bool]:
-            self._check()
-            if not self._served.is_ready:
-                raise Unavailable("The model is not ready.", retry_after_seconds=1.0)
-            return {"ready": True}
-
+        models = Models(lambda: list(repository.get_models()), find, self._check)
+        add_routes(app, models, self._served)
         app.add_middleware(
             RequestGate,
             max_body_bytes=self._config.max_body_bytes,
@@ -161,72 +147,6 @@ class LlamaCppServer(ModelServer):  # type: ignore[misc]  # kserve has no types
         """Raise Unavailable while draining: probes must see it, requests are still taken."""
         if self._is_draining:
             raise Unavailable("The server is shutting down.", code=ErrorCode.SERVER_SHUTTING_DOWN)
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """Bind the port before anything slow is done; raises PortTakenError, ConfigurationError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind((host, port))
-        sock.listen(2048)  # or two could bind it, and the later one fail only much later
-    except OSError as error:
-        sock.close()
-        if error.errno == 98:  # EADDRINUSE
-            raise PortTakenError(
-                f"--http_port: another process listens on port {port}: stop it, or choose another "
-                "port (0 for a free one)"
-            ) from None
-        raise ConfigurationError(
-            f"--http_host, --http_port: cannot listen on {host}:{port}: {error.strerror}"
-        ) from None
-    sock.set_inheritable(False)
-    return sock
-
-
-def _finish_application(app: FastAPI) -> None:
-    """Put our envelope in the place of KServe's error bodies, and take out its timing log."""
-    app.user_middleware = [m for m in app.user_middleware if m.cls is not TimingMiddleware]
-
-    async def render(error: ApiError) -> Response:
-        return Response(error.body(), error.status, error.headers(), media_type="application/json")
-
-    async def own(_: Request, error: Any) -> Response:
-        return await render(error)
-
-    async def not_found(request: Request, error: Any) -> Response:
-        return await render(model_not_found(request.path_params.get("model_name", "")))
-
-    async def invalid(_: Request, error: Any) -> Response:
-        text = getattr(error, "reason", None) or "The request is not valid."
-        is_json = "JSON" in str(text) or "Unrecognized request format" in str(text)
-        code = ErrorCode.INVALID_JSON if is_json else ErrorCode.INVALID_VALUE
-        return await render(InvalidRequest(str(text)[:512], code=code))
-
-    async def not_ready(_: Request, error: Any) -> Response:
-        return await render(Unavailable("The model is not ready.", retry_after_seconds=1.0))
-
-    async def http(request: Request, error: Any) -> Response:
-        return await render(http_error(error.status_code, request.method, request.url.path[:256]))
-
-    async def failed(_: Request, error: Any) -> Response:
-        structlog.get_logger("server").error("request_failed", exc_info=error)
-        return await render(internal_error())
-
-    async def not_served(request: Request, error: Any) -> Response:
-        return await render(http_error(404, request.method, request.url.path[:256]))
-
-    app.add_exception_handler(ApiError, own)
-    app.add_exception_handler(NotImplementedError, not_served)
-    app.add_exception_handler(errors.ModelNotFound, not_found)
-    app.add_exception_handler(errors.ModelNotReady, not_ready)
-    app.add_exception_handler(errors.ServerNotReady, not_ready)
-    app.add_exception_handler(errors.InvalidInput, invalid)
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(errors.InferenceError, failed)
-    app.add_exception_handler(Exception, failed)
 
 
 def report(error: StartupError) -> int:

@@ -1,0 +1,29 @@
+"""The socket that the HTTP server listens on, bound before anything slow is done."""
+
+from __future__ import annotations
+
+import socket
+
+from kserve_llamacpp.errors import ConfigurationError, PortTakenError
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Bind the port before anything slow is done; raises PortTakenError, ConfigurationError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+        sock.listen(2048)  # or two could bind it, and the later one fail only much later
+    except OSError as error:
+        sock.close()
+        if error.errno == 98:  # EADDRINUSE
+            raise PortTakenError(
+                f"--http_port: another process listens on port {port}: stop it, or choose another "
+                "port (0 for a free one)"
+            ) from None
+        raise ConfigurationError(
+            f"--http_host, --http_port: cannot listen on {host}:{port}: {error.strerror}"
+        ) from None
+    sock.set_inheritable(False)
+    return sock
