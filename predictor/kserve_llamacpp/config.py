@@ -14,6 +14,7 @@ from kserve_llamacpp.engine.cells import BLOCK, whole_parts
 from kserve_llamacpp.engine.worker_options import FlashAttention, KVCacheLayout
 from kserve_llamacpp.errors import ConfigurationError, ModelFileError
 from kserve_llamacpp.logging import LOG_FORMATS, LOG_LEVELS
+from kserve_llamacpp.tenant import PrefixSharing
 
 GGUF_MAGIC = b"GGUF"
 _LATER_PART = re.compile(r"-(?!00001-)\d{5}-of-\d{5}\.gguf$")  # of a model in several files
@@ -42,7 +43,7 @@ class Config:
     max_waiting: int
     max_waiting_tokens: int
     queue_timeout_seconds: float
-    prefix_cache_per_tenant: bool
+    prefix_sharing: PrefixSharing
     max_body_bytes: int
     max_engine_restarts: int
     watchdog_seconds: float
@@ -126,9 +127,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="Longest wait of a request until it starts; then it gets 503. 0: no limit.",
     )
     add(
-        "--prefix_cache_per_tenant",
-        action="store_true",
-        help="Share cached prefixes only inside a tenant (X-Tenant, user, or API key).",
+        "--prefix_sharing",
+        default="tenant",
+        choices=get_args(PrefixSharing),
+        help="Which requests share cached prefixes. tenant: those of the same X-Tenant or API "
+        "key, and all that have neither; all: any, so that a tenant can find out by an answer's "
+        "delay what another has asked.",
     )
     add("--max_body_bytes", type=int, default=8 << 20, help="Largest request body; more gets 413.")
     add(
@@ -234,7 +238,7 @@ def read_config(args: argparse.Namespace) -> Config:
         max_waiting=args.max_waiting,
         max_waiting_tokens=args.max_waiting_tokens,
         queue_timeout_seconds=args.queue_timeout_seconds,
-        prefix_cache_per_tenant=args.prefix_cache_per_tenant,
+        prefix_sharing=args.prefix_sharing,
         max_body_bytes=args.max_body_bytes,
         max_engine_restarts=args.max_engine_restarts,
         watchdog_seconds=args.watchdog_seconds,

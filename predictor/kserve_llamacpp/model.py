@@ -13,7 +13,7 @@ from kserve import InferRequest, Model
 from kserve_llamacpp.api.answer import collect
 from kserve_llamacpp.engine.generation import Generation
 from kserve_llamacpp.served_model import ServedModel
-from kserve_llamacpp.tenant import tenant_of
+from kserve_llamacpp.tenant import Tenant, tenant_of
 from openai_protocol import responses
 from openai_protocol.errors import ErrorCode, InvalidRequest, NotFound
 from openai_protocol.requests import ChatCompletionRequest, CompletionRequest
@@ -161,7 +161,7 @@ def _submit(
     served: ServedModel,
     request: ChatCompletionRequest | CompletionRequest,
     request_id: str,
-    tenant: str,
+    tenant: Tenant,
     at: int,
 ) -> list[Generation]:
     with _named(at):

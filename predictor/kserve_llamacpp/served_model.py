@@ -26,7 +26,7 @@ from kserve_llamacpp.errors import (
 from kserve_llamacpp.logging import resolve_format
 from kserve_llamacpp.metrics import EngineMetrics
 from kserve_llamacpp.resume import Resumable
-from kserve_llamacpp.tenant import of_tenant
+from kserve_llamacpp.tenant import NO_TENANT, Tenant, of_tenant
 from openai_protocol.chat_template import ChatTemplate
 from openai_protocol.errors import InvalidRequest, Unavailable
 from openai_protocol.requests import (
@@ -105,7 +105,7 @@ class ServedModel:
         self,
         body: ChatCompletionRequest,
         request_id: str,
-        tenant: str = "",
+        tenant: Tenant = NO_TENANT,
         resumable: Resumable | None = None,
     ) -> list[Generation]:
         """Submit a chat, one generation a choice; raises as `complete` does."""
@@ -116,7 +116,7 @@ class ServedModel:
         self,
         body: CompletionRequest,
         request_id: str,
-        tenant: str = "",
+        tenant: Tenant = NO_TENANT,
         resumable: Resumable | None = None,
     ) -> list[Generation]:
         """Submit a text completion: the choices of the first prompt, then those of the next.
@@ -131,7 +131,7 @@ class ServedModel:
         self,
         requests: list[Request],
         body: GenerationRequest,
-        tenant: str,
+        tenant: Tenant,
         resumable: Resumable | None,
     ) -> list[Generation]:
         most = self._config.max_waiting + self.facts.max_sequences
@@ -150,8 +150,8 @@ class ServedModel:
         for generation in generations:
             self.engine.cancel(generation)
 
-    def _of_tenant(self, request: Request, body: GenerationRequest, tenant: str) -> Request:
-        return of_tenant(request, body, tenant, self._config.prefix_cache_per_tenant)
+    def _of_tenant(self, request: Request, body: GenerationRequest, tenant: Tenant) -> Request:
+        return of_tenant(request, body, tenant, self._config.prefix_sharing)
 
     # -- EngineObserver ------------------------------------------------------------------------
 
