@@ -7,33 +7,13 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from types import TracebackType
 from typing import Any
 
+from http_edge.client_connection import EXTENSION, ClientConnection
 from openai_protocol.errors import ApiError, DeadlineExceeded
 from openai_proxy.exchange import ClientGoneError
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-CONNECTION = "openai_proxy.connection"  # among ASGI's extensions
 DEADLINE_STEP_SECONDS = 0.01
-
-
-class Connection:
-    """What a request knows of its client's connection; the server's protocol owns it.
-
-    It does not lead back to the protocol, which would keep itself alive by the scope otherwise.
-    """
-
-    __slots__ = ("is_lost", "on_lost")
-
-    def __init__(self) -> None:
-        self.is_lost = False
-        self.on_lost: Callable[[], None] | None = None
-
-    def lose(self) -> None:
-        """Tell who watches that the client is gone."""
-        self.is_lost = True
-        on_lost, self.on_lost = self.on_lost, None
-        if on_lost is not None:
-            on_lost()
 
 
 class Running:
@@ -124,7 +104,7 @@ class Leash:
         self._reason: Exception | None = None
         self._task: asyncio.Task[Any] | None = None
         self._watcher: asyncio.Task[None] | None = None
-        self._connection: Connection | None = None
+        self._connection: ClientConnection | None = None
         self._cancelling = 0
 
     async def __aenter__(self) -> Leash:
@@ -157,7 +137,7 @@ class Leash:
         The server's connection tells of that; where there is none, a task waits for it. Raises
         ClientGoneError where the client has left already.
         """
-        self._connection = (scope.get("extensions") or {}).get(CONNECTION)
+        self._connection = (scope.get("extensions") or {}).get(EXTENSION)
         if self._connection is None:
             self._watcher = asyncio.create_task(self._watch(receive))
         elif self._connection.is_lost:

@@ -9,11 +9,11 @@ from typing import Any
 
 import uvicorn
 
-from openai_proxy.request_head import BoundedHead
+from http_edge import listener
+from http_edge.connection import BoundedConnection
 from openai_proxy.tls import ServerTLS, server_context
 
 KEEP_ALIVE_SECONDS = 75  # above the 60 s after which common load balancers close idle connections
-BACKLOG = 2048
 EXIT_PORT_TAKEN = 3
 
 
@@ -39,7 +39,7 @@ def build(app: Any, grace_seconds: float, tls: ServerTLS | None = None) -> Serve
     return Server(
         uvicorn.Config(
             app,
-            http=BoundedHead,
+            http=BoundedConnection,
             interface="asgi3",
             ws="none",
             lifespan="off",
@@ -47,7 +47,7 @@ def build(app: Any, grace_seconds: float, tls: ServerTLS | None = None) -> Serve
             access_log=False,
             server_header=False,
             proxy_headers=False,  # nobody asks for the client's address
-            backlog=BACKLOG,
+            backlog=listener.BACKLOG,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=max(1, round(grace_seconds)),
             ssl_context_factory=None if context is None else lambda _, __: context,
@@ -57,29 +57,11 @@ def build(app: Any, grace_seconds: float, tls: ServerTLS | None = None) -> Serve
 
 def listen(host: str, port: int) -> socket.socket:
     """Return a listening socket; raises ListenError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Accepted sockets inherit these: a client that has vanished without a word is noticed.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in _KEEP_ALIVE_OPTIONS:
-            listener.setsockopt(socket.IPPROTO_TCP, option, value)
-        listener.bind((host, port))
-        listener.listen(BACKLOG)
+        return listener.listen(host, port)
     except OSError as error:
-        listener.close()
         reason = (error.strerror or str(error)).lower()
         raise ListenError(
             f"cannot listen on {host} port {port}: {reason}; "
             "choose others with --host and --port (OPENAI_PROXY_HOST, OPENAI_PROXY_PORT)"
         ) from None
-    listener.setblocking(False)
-    return listener
-
-
-_KEEP_ALIVE_OPTIONS = (
-    (socket.TCP_KEEPIDLE, 30),
-    (socket.TCP_KEEPINTVL, 10),
-    (socket.TCP_KEEPCNT, 3),
-)

@@ -138,7 +138,7 @@ def _reason(error: ssl.SSLError) -> str:
 class RequireClientCertificate:
     """Refuses requests on connections without a client's certificate, but those of probes.
 
-    A certificate that is shown has been verified in the handshake; `request_head` tells of it in
+    A certificate that is shown has been verified in the handshake; the connection tells of it in
     the scope, as ASGI's extension for TLS has it.
     """
 
@@ -156,16 +156,3 @@ class RequireClientCertificate:
                 code=ErrorCode.CLIENT_CERTIFICATE_REQUIRED,
             )
         await self._app(scope, receive, send)
-
-
-def certificate_name(connection: ssl.SSLObject) -> str | None:
-    """Return the subject of the other side's verified certificate, None where there is none."""
-    certificate = connection.getpeercert()
-    if not certificate:
-        return None
-    parts = [
-        f"{key}={value}"
-        for relative in reversed(certificate.get("subject", ()))
-        for key, value in relative
-    ]
-    return ",".join(parts) or "unnamed"

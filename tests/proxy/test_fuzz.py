@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic_core import from_json
 
-from openai_proxy.request_head import BoundedHead
+from http_edge.connection import BoundedConnection
 from tests.proxy import harness
 from tests.proxy.harness import CHAT, COMPLETION, DONE, Proxy, chunk, start_stream
 
@@ -115,7 +115,7 @@ async def answer(request: web.Request) -> web.StreamResponse:
 
 @pytest.fixture
 async def fuzzed(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Proxy]:
-    monkeypatch.setattr(BoundedHead, "head_seconds", 0.2)
+    monkeypatch.setattr(BoundedConnection, "head_seconds", 0.2)
     async with harness.upstream() as upstream:
         upstream.respond = answer
         async with harness.proxy(

@@ -10,8 +10,8 @@ import time
 import pytest
 from aiohttp import web
 
+from http_edge.connection import BoundedConnection
 from openai_protocol.requests import ChatCompletionRequest
-from openai_proxy.request_head import BoundedHead
 from tests.proxy import harness
 from tests.proxy.harness import CHAT, MESSAGES, Proxy, StandIn, chunk, start_stream, until
 from tests.proxy.test_errors import error_of, last_event
@@ -120,7 +120,7 @@ async def test_nothing_waits_for_the_garbage_collector(proxy: Proxy, upstream: S
         return web.Response(status=503)
 
     def there() -> list[object]:
-        kinds = (BoundedHead, ChatCompletionRequest)
+        kinds = (BoundedConnection, ChatCompletionRequest)
         return [one for one in gc.get_objects() if isinstance(one, kinds)]
 
     answer = upstream.respond

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from openai_proxy.request_head import BoundedHead
+from http_edge.connection import BoundedConnection
 from tests.proxy.harness import Proxy
 
 
@@ -39,14 +39,14 @@ async def test_a_head_that_does_not_end_is_dropped(
     proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client that sends half a head, or nothing, does not hold its connection for ever."""
-    monkeypatch.setattr(BoundedHead, "head_seconds", 0.2)
+    monkeypatch.setattr(BoundedConnection, "head_seconds", 0.2)
     assert await talk(proxy, b"GET /health/live HTTP/1.1\r\nhost:") == b""
     assert await talk(proxy) == b""
 
 
 async def test_a_long_body_is_no_long_head(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bodies, and several requests on one connection, count for nothing."""
-    monkeypatch.setattr(BoundedHead, "head_seconds", 5)
+    monkeypatch.setattr(BoundedConnection, "head_seconds", 5)
     body = json.dumps({"messages": [{"role": "user", "content": "a" * 200_000}]}).encode()
     post = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(
         body

@@ -7,9 +7,10 @@ from collections import Counter
 
 import uvloop
 
+from http_edge.client_connection import EXTENSION, ClientConnection
 from openai_protocol.errors import DeadlineExceeded
 from openai_proxy.exchange import ClientGoneError
-from openai_proxy.running import CONNECTION, Connection, Receive, Running
+from openai_proxy.running import Receive, Running
 
 
 async def wait(running: Running, seconds: float, ended: Counter[str]) -> None:
@@ -56,16 +57,16 @@ async def test_deadlines_of_several() -> None:
     assert ended == {DeadlineExceeded.__name__: 3}
 
 
-async def watched(connection: Connection, receive: Receive) -> None:
+async def watched(connection: ClientConnection, receive: Receive) -> None:
     """A request on a connection."""
     async with Running().leash(60) as leash:
-        leash.watch({"extensions": {CONNECTION: connection}}, receive)
+        leash.watch({"extensions": {EXTENSION: connection}}, receive)
         await asyncio.Event().wait()
 
 
 async def test_a_lost_connection_ends_its_request() -> None:
     """A client that leaves, or has left already, ends its request."""
-    connection = Connection()
+    connection = ClientConnection()
     task = asyncio.create_task(watched(connection, never))
     await asyncio.sleep(0)
     connection.lose()
@@ -79,8 +80,8 @@ async def test_a_lost_connection_ends_its_request() -> None:
 
 async def test_the_next_request_takes_the_connection_over() -> None:
     """A request that ends lets its connection go, but not one that the next already watches."""
-    connection = Connection()
-    scope = {"extensions": {CONNECTION: connection}}
+    connection = ClientConnection()
+    scope = {"extensions": {EXTENSION: connection}}
     async with Running().leash(60) as first:
         first.watch(scope, never)
         assert connection.on_lost is not None

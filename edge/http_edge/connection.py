@@ -9,9 +9,8 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from http_edge.client_connection import EXTENSION, ClientConnection, certificate_name
 from openai_protocol.errors import InvalidRequest
-from openai_proxy.running import CONNECTION, Connection
-from openai_proxy.tls import certificate_name
 
 MAX_HEAD_BYTES = 64 * 1024
 HEAD_SECONDS = 30.0
@@ -19,11 +18,11 @@ HEAD_SECONDS = 30.0
 GOODBYE_SECONDS = 1.0
 
 
-class BoundedHead(HttpToolsProtocol):
+class BoundedConnection(HttpToolsProtocol):
     """uvicorn's protocol; a head that is too long gets 431, one that does not end is dropped.
 
-    The scope has, as ASGI's extensions, a `Connection`, which tells when the client is gone, and
-    the name in a client's certificate.
+    The scope has, as ASGI's extensions, a `ClientConnection`, which tells when the client is gone,
+    and the name in a client's certificate.
     """
 
     max_head_bytes = MAX_HEAD_BYTES
@@ -39,7 +38,7 @@ class BoundedHead(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """Begin to wait for the first head."""
         super().connection_made(transport)
-        self._connection = Connection()
+        self._connection = ClientConnection()
         connection = transport.get_extra_info("ssl_object")
         if isinstance(connection, ssl.SSLObject):
             self._client_name = certificate_name(connection)
@@ -56,7 +55,7 @@ class BoundedHead(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Begin to count the next request's head, on a connection that is used again."""
         super().on_message_begin()
-        extensions: dict[str, Any] = {CONNECTION: self._connection}
+        extensions: dict[str, Any] = {EXTENSION: self._connection}
         if self._client_name is not None:
             extensions["tls"] = {"client_cert_name": self._client_name}
         self.scope["extensions"] = extensions
