@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import REGISTRY, CollectorRegistry
 
 from kserve_llamacpp.engine.frames import ModelFacts, Stats
@@ -27,6 +28,12 @@ _REQUEST_BUCKETS = (
     120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0,
 )  # fmt: skip
 _LABELS = ("model_name",)
+
+
+def exposition(accept: str, registry: CollectorRegistry = REGISTRY) -> tuple[bytes, str]:
+    """Return all metrics and their content type, in the format that an Accept header asks for."""
+    encode, content_type = choose_encoder(accept)
+    return encode(registry), content_type
 
 
 class EngineMetrics:

@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
 
-from kserve import InferRequest, Model
+from kserve import Model
 
 from kserve_llamacpp.api.answer import collect
 from kserve_llamacpp.engine.generation import Generation
 from kserve_llamacpp.served_model import ServedModel
 from kserve_llamacpp.tenant import Tenant, tenant_of
 from openai_protocol import responses
-from openai_protocol.errors import ErrorCode, InvalidRequest, NotFound
+from openai_protocol.errors import ErrorCode, InvalidRequest
 from openai_protocol.requests import ChatCompletionRequest, CompletionRequest
 from openai_protocol.responses import Json
 from openai_protocol.validation import check_request
@@ -58,10 +58,6 @@ class LlamaCppModel(Model):  # type: ignore[misc]  # kserve has no types
         An instance is a text, or an object with `prompt` or `messages` and parameters of its own;
         `parameters` beside `instances` hold for all. Raises ApiError that names the instance.
         """
-        if isinstance(payload, InferRequest):
-            raise NotFound(
-                "V2 infer is not served for this model: use V1 predict or OpenAI's API.",
-            )
         requests = [
             _request(instance, parameters, at)
             for at, (instance, parameters) in enumerate(_instances(payload))

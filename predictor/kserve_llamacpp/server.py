@@ -18,13 +18,13 @@ import structlog
 import uvloop
 from fastapi import FastAPI
 from kserve import ModelServer, model_server
-from timing_asgi import TimingMiddleware
+from kserve.protocol.rest.v1_endpoints import V1Endpoints
 
 from kserve_llamacpp import __version__
 from kserve_llamacpp.api.errors import add_error_handlers
 from kserve_llamacpp.api.middleware import RequestGate
-from kserve_llamacpp.api.openai import Models
-from kserve_llamacpp.api.routes import add_routes
+from kserve_llamacpp.api.models import Models
+from kserve_llamacpp.api.routes import application
 from kserve_llamacpp.config import Config, add_flags, read_config
 from kserve_llamacpp.errors import StartupError
 from kserve_llamacpp.listener import bind
@@ -50,13 +50,14 @@ class LlamaCppServer(ModelServer):  # type: ignore[misc]  # kserve has no types
         self._log = structlog.get_logger("server")
         self._served = ServedModel(config)
         self._sock = bind(config.http_host, config.http_port)
+        names = self.registered_models.get_models
+        self._models = Models(lambda: list(names()), self._find, self._check)
         self._is_draining = False
         self._stopping: asyncio.Task[None] | None = None
         self._exit_status = 0
 
     def run(self) -> int:
         """Serve until a signal ends it; return the exit status."""
-        self._add_routes(model_server.app)
         self.start([])
         return self._exit_status
 
@@ -86,10 +87,7 @@ class LlamaCppServer(ModelServer):  # type: ignore[misc]  # kserve has no types
 
     async def _serve_http(self) -> None:
         rest = self._rest_server
-        rest.create_application()
-        app = model_server.app
-        app.user_middleware = [m for m in app.user_middleware if m.cls is not TimingMiddleware]
-        add_error_handlers(app)
+        rest.config.app = self._application()
         rest._server.capture_signals = contextlib.nullcontext  # we own the signals
         host, port = self._sock.getsockname()[:2]
         self._log.info("http_listening", host=host, port=port)
@@ -127,21 +125,20 @@ class LlamaCppServer(ModelServer):  # type: ignore[misc]  # kserve has no types
         server.config.timeout_graceful_shutdown = self._config.grace_seconds + _CLOSE_SECONDS
         server.should_exit = True
 
-    def _add_routes(self, app: FastAPI) -> None:
-        """Register our routes before KServe's, so that ours win where both have a path."""
-        repository = self.registered_models
-
-        def find(name: str) -> ServedModel | None:
-            model = repository.get_model(name)
-            return model.served if isinstance(model, LlamaCppModel) else None
-
-        models = Models(lambda: list(repository.get_models()), find, self._check)
-        add_routes(app, models, self._served)
+    def _application(self) -> FastAPI:
+        predict = V1Endpoints(self.dataplane).predict
+        app = application(self._models, predict, self.enable_docs_url)
+        add_error_handlers(app)
         app.add_middleware(
             RequestGate,
             max_body_bytes=self._config.max_body_bytes,
             is_draining=lambda: self._is_draining,
         )
+        return app
+
+    def _find(self, name: str) -> ServedModel | None:
+        model = self.registered_models.get_model(name)
+        return model.served if isinstance(model, LlamaCppModel) else None
 
     def _check(self) -> None:
         """Raise Unavailable while draining: probes must see it, requests are still taken."""

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import msgspec
-from fastapi import APIRouter, Request, Response
+from fastapi import FastAPI, Request, Response
 
 from kserve_llamacpp.api.answer import Answer
+from kserve_llamacpp.api.models import Models
 from kserve_llamacpp.api.shapes import ChatShape, TextShape
 from kserve_llamacpp.resume import resumable_of
 from kserve_llamacpp.served_model import ServedModel
 from kserve_llamacpp.tenant import tenant_of
 from openai_protocol import responses
-from openai_protocol.errors import Unavailable, model_not_found
 from openai_protocol.requests import ChatCompletionRequest, CompletionRequest
 from openai_protocol.responses import Json
 from openai_protocol.validation import parse_request
@@ -22,46 +20,19 @@ _OWNER = "kserve-llamacpp"
 PREFIXES = ("/v1", "/openai/v1")
 
 
-class Models:
-    """Finds served models by name; `names` and `find` come from KServe's repository.
-
-    `check_accepting` raises Unavailable while the server is about to end.
-    """
-
-    def __init__(
-        self,
-        names: Callable[[], list[str]],
-        find: Callable[[str], ServedModel | None],
-        check_accepting: Callable[[], None],
-    ) -> None:
-        self.names = names
-        self.check_accepting = check_accepting
-        self._find = find
-
-    def get(self, name: str | None) -> ServedModel:
-        """Return a model; without a name the only one there is. Raises NotFound."""
-        names = self.names()
-        if name is None and len(names) == 1:
-            name = names[0]
-        model = self._find(name) if name is not None else None
-        if model is None:
-            raise model_not_found(name or "")
-        return model
-
-
-def routers(models: Models) -> list[APIRouter]:
-    """Return OpenAI's routes under both prefixes."""
+def add_openai_routes(app: FastAPI, models: Models) -> None:
+    """Register OpenAI's routes under both prefixes."""
     routes = _Routes(models)
-    result = []
     for prefix in PREFIXES:
-        router = APIRouter(prefix=prefix, tags=["OpenAI"])
-        add = router.add_api_route
-        add("/chat/completions", routes.chat, methods=["POST"], response_model=None)
-        add("/completions", routes.complete, methods=["POST"], response_model=None)
-        add("/models", routes.list_models, methods=["GET"], response_model=None)
-        add("/models/{model_name}", routes.get_model, methods=["GET"], response_model=None)
-        result.append(router)
-    return result
+        for method, path, endpoint in (
+            ("POST", "/chat/completions", routes.chat),
+            ("POST", "/completions", routes.complete),
+            ("GET", "/models", routes.list_models),
+            ("GET", "/models/{model_name}", routes.get_model),
+        ):
+            app.add_api_route(
+                prefix + path, endpoint, methods=[method], response_model=None, tags=["OpenAI"]
+            )
 
 
 class _Routes:
@@ -79,10 +50,7 @@ class _Routes:
 
     async def get_model(self, model_name: str) -> Response:
         """Answer OpenAI's model object with KServe's `name` and `ready`; 503 while not ready."""
-        model = self._models.get(model_name)
-        self._models.check_accepting()
-        if not model.is_ready:
-            raise Unavailable(f"The model `{model.name}` is not ready.", retry_after_seconds=1.0)
+        model = self._models.ready(model_name)
         return _json({**_model_object(model), "name": model.name, "ready": True})
 
     async def chat(self, request: Request) -> Response:

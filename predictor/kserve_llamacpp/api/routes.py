@@ -1,22 +1,73 @@
-"""The application's own routes: OpenAI's, and readiness."""
+"""Every route of the application: what is not listed here is 404.
+
+The application is ours and not KServe's, which registers whatever its version has.
+"""
 
 from __future__ import annotations
 
-from fastapi import FastAPI
+from collections.abc import Awaitable, Callable
+from typing import Any
 
-from kserve_llamacpp.api.openai import Models, routers
-from kserve_llamacpp.served_model import ServedModel
-from openai_protocol.errors import Unavailable
+from fastapi import FastAPI, Request, Response
+
+from kserve_llamacpp import __version__
+from kserve_llamacpp.api.models import Models
+from kserve_llamacpp.api.openai import add_openai_routes
+from kserve_llamacpp.api.v2 import V2Routes
+from kserve_llamacpp.metrics import exposition
+from openai_protocol.errors import http_error
+
+Predict = Callable[..., Awaitable[Any]]
 
 
-def add_routes(app: FastAPI, models: Models, served: ServedModel) -> None:
-    """Register our routes before KServe's, so that ours win where both have a path."""
-    for router in routers(models):
-        app.include_router(router)
+def application(models: Models, predict: Predict, has_docs: bool) -> FastAPI:
+    """Return the application with all of its routes.
 
-    @app.get("/v2/health/ready")
-    async def ready() -> dict[str, bool]:
-        models.check_accepting()
-        if not served.is_ready:
-            raise Unavailable("The model is not ready.", retry_after_seconds=1.0)
-        return {"ready": True}
+    `predict` is KServe's endpoint for V1, of the arguments `model_name` and `request`. Only
+    with `has_docs` there are `/docs` and `/openapi.json`.
+    """
+    app = FastAPI(
+        title="kserve-llamacpp",
+        version=__version__,
+        openapi_url="/openapi.json" if has_docs else None,
+        docs_url="/docs" if has_docs else None,
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+        redirect_slashes=False,  # a redirect's target would be made of the client's Host
+    )
+    add_openai_routes(app, models)
+    app.add_api_route(
+        "/v1/models/{model_name}:predict", predict, methods=["POST"], response_model=None
+    )
+    app.add_api_route(
+        "/v1/models/{model_name}:{verb}", _no_verb, methods=["POST"], response_model=None
+    )
+    v2 = V2Routes(models)
+    for path, endpoint in (
+        ("/", _alive),
+        ("/metrics", _metrics),
+        ("/v2", v2.metadata),
+        ("/v2/health/live", v2.live),
+        ("/v2/health/ready", v2.ready),
+        ("/v2/models", v2.list_models),
+        ("/v2/models/{model_name}", v2.model_metadata),
+        ("/v2/models/{model_name}/ready", v2.model_ready),
+    ):
+        app.add_api_route(path, endpoint, methods=["GET"], response_model=None)
+    return app
+
+
+async def _no_verb(request: Request) -> None:
+    """Refuse `:explain` and all else: the path is unknown, and not one for GET alone."""
+    raise http_error(404, request.method, request.url.path[:256])
+
+
+async def _alive() -> dict[str, str]:
+    """Answer that the server runs."""
+    return {"status": "alive"}
+
+
+async def _metrics(request: Request) -> Response:
+    """Answer all metrics, in the format that the scraper accepts."""
+    body, content_type = exposition(request.headers.get("accept", ""))
+    return Response(body, headers={"content-type": content_type})

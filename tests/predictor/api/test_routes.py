@@ -1,0 +1,161 @@
+"""The predictor's routes are those of these lists, whatever KServe's SDK has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import pytest
+from fastapi import FastAPI
+from kserve import ModelRepository
+from kserve.protocol.dataplane import DataPlane
+from kserve.protocol.model_repository_extension import ModelRepositoryExtension
+from kserve.protocol.rest.server import RESTServer
+from starlette.routing import BaseRoute
+
+from kserve_llamacpp.api.errors import add_error_handlers
+from kserve_llamacpp.api.models import Models
+from kserve_llamacpp.api.routes import application
+from openai_protocol.errors import ErrorCode, Unavailable
+
+SERVED = {
+    "GET /",
+    "GET /metrics",
+    "GET /v1/models",
+    "GET /v1/models/{model_name}",
+    "POST /v1/models/{model_name}:predict",
+    "POST /v1/models/{model_name}:{verb}",  # 404
+    "POST /v1/chat/completions",
+    "POST /v1/completions",
+    "GET /openai/v1/models",
+    "GET /openai/v1/models/{model_name}",
+    "POST /openai/v1/chat/completions",
+    "POST /openai/v1/completions",
+    "GET /v2",
+    "GET /v2/health/live",
+    "GET /v2/health/ready",
+    "GET /v2/models",
+    "GET /v2/models/{model_name}",
+    "GET /v2/models/{model_name}/ready",
+}
+DOCS = {"GET /docs", "HEAD /docs", "GET /openapi.json", "HEAD /openapi.json"}
+
+# What the SDK would register. Decide what is new: serve it (SERVED), or name it here.
+GONE = {
+    "POST /v1/models/{model_name}:explain",
+    "GET /v2/models/{model_name}/versions/{model_version}",
+    "GET /v2/models/{model_name}/versions/{model_version}/ready",
+    "POST /v2/models/{model_name}/infer",
+    "POST /v2/models/{model_name}/versions/{model_version}/infer",
+    "POST /v2/repository/models/{model_name}/load",
+    "POST /v2/repository/models/{model_name}/unload",
+}
+
+
+class _Served:
+    """As much of a served model as its readiness."""
+
+    name = "m"
+
+    def __init__(self) -> None:
+        self.is_ready = True
+
+
+class _Server:
+    """A repository of one model, and whether the server drains."""
+
+    def __init__(self) -> None:
+        self.repository: dict[str, Any] = {"m": _Served()}
+        self.is_draining = False
+        self.models = Models(lambda: list(self.repository), self.repository.get, self._check)
+
+    def _check(self) -> None:
+        if self.is_draining:
+            raise Unavailable("Draining.", code=ErrorCode.SERVER_SHUTTING_DOWN)
+
+    def application(self, has_docs: bool = False) -> FastAPI:
+        app = application(self.models, _predict, has_docs)
+        add_error_handlers(app)
+        return app
+
+    async def get(self, path: str) -> httpx2.Response:
+        transport = httpx2.ASGITransport(self.application())
+        async with httpx2.AsyncClient(transport=transport, base_url="http://m") as client:
+            return await client.get(path)
+
+
+async def _predict(model_name: str) -> None:
+    """Answer nothing."""
+
+
+def listed(routes: list[BaseRoute]) -> Iterator[str]:
+    """Yield what an application answers to: mounts and websockets by their class."""
+    for route in routes:
+        if included := getattr(route, "original_router", None):  # what `include_router` adds
+            yield from listed(included.routes)
+            continue
+        path = getattr(route, "path", "")
+        for method in getattr(route, "methods", None) or [type(route).__name__]:
+            yield f"{method} {path}"
+
+
+def test_all_routes() -> None:
+    """The application has these routes and methods, and no other: no mount, no websocket."""
+    assert sorted(listed(_Server().application().routes)) == sorted(SERVED)
+
+
+def test_all_routes_with_docs() -> None:
+    """`--enable_docs_url true` adds two pages, and no redirect for OAuth2."""
+    routes = sorted(listed(_Server().application(has_docs=True).routes))
+
+    assert routes == sorted(SERVED | DOCS)
+
+
+def test_every_route_of_the_sdk_is_decided() -> None:
+    """What the SDK's version would register is either served by us or known to be gone."""
+    repository = ModelRepository()
+    app = FastAPI()
+    own = set(listed(app.routes))
+    RESTServer(
+        "kserve.model_server:app",
+        DataPlane(model_registry=repository),
+        ModelRepositoryExtension(repository),
+        0,
+    )._register_endpoints(app)
+    registered = set(listed(app.routes)) - own
+
+    assert "GET /v2/models" in registered
+    assert sorted(registered - SERVED) == sorted(GONE)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"), [("/v2/health/ready", "ready"), ("/v2/models/m/ready", "ready")]
+)
+async def test_ready(path: str, name: str) -> None:
+    """Readiness is 200 only while the model answers and the server does not drain."""
+    server = _Server()
+    ready = await server.get(path)
+    server.repository["m"].is_ready = False
+    loading = await server.get(path)
+    server.repository["m"].is_ready = True
+    server.is_draining = True
+    draining = await server.get(path)
+
+    assert (ready.status_code, ready.json()[name]) == (200, True)
+    assert (loading.status_code, loading.json()["error"]["code"]) == (503, "model_not_ready")
+    assert (draining.status_code, draining.json()["error"]["code"]) == (503, "server_shutting_down")
+
+
+async def test_ready_asks_the_repository() -> None:
+    """A model that has left the repository makes the server not ready, though its engine runs."""
+    server = _Server()
+    server.repository.clear()
+
+    assert (await server.get("/v2/health/ready")).status_code == 503
+    assert (await server.get("/v2/models/m/ready")).status_code == 404
+
+
+async def test_metadata_claims_no_extension() -> None:
+    """The server's metadata does not offer the repository that it has not."""
+    assert (await _Server().get("/v2")).json()["extensions"] == []
