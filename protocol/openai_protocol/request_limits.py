@@ -6,7 +6,6 @@ How large it may be, each server checks while it reads.
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from pydantic import BaseModel
 from pydantic_core import from_json
 
 from openai_protocol.errors import ErrorCode, InvalidRequest
+from openai_protocol.json_names import repeated_name
 from openai_protocol.json_shape import (
     MAX_JSON_DEPTH,
     MAX_JSON_VALUES,
@@ -59,13 +59,32 @@ class RequestLimits:
         asked = parse_request(model, body)
         if shape.is_too_deep:
             self._refuse_depth(asked)
-        if isinstance(asked, ChatCompletionRequest) and len(asked.messages) > self.max_messages:
-            raise self._too_many_messages(len(asked.messages))
+        if isinstance(asked, ChatCompletionRequest):
+            self.check_messages(len(asked.messages))
         if asked.model_extra:
             _refuse_other_spellings(type(asked), asked.model_extra)
         if _may_have_twins(body, asked.model_fields_set):
             _refuse_twins(body)
         return asked
+
+    def decode(self, body: bytes, depth_of_names: int = 1) -> Any:
+        """Return the value of a body that no request model describes; raises InvalidRequest.
+
+        No object may give a name twice, down to `depth_of_names` levels.
+        """
+        shape = self._shape.look_at(body)
+        if shape.is_too_long:
+            raise self._too_many()
+        if shape.is_too_deep:
+            raise self._too_deep(None)
+        value = _decoded(body)
+        _refuse_twins(body, depth_of_names)
+        return value
+
+    def check_messages(self, num_messages: int) -> None:
+        """Raise InvalidRequest for a conversation of too many messages."""
+        if num_messages > self.max_messages:
+            raise self._too_many_messages(num_messages)
 
     def _too_many(self) -> InvalidRequest:
         return InvalidRequest(
@@ -119,10 +138,13 @@ class RequestLimits:
 
 def _refuse_constants(body: bytes) -> None:
     """Refuse NaN and Infinity, which are no JSON, though some parsers take them."""
-    if b"NaN" not in body and b"Infinity" not in body:
-        return
+    if b"NaN" in body or b"Infinity" in body:
+        _decoded(body)
+
+
+def _decoded(body: bytes) -> Any:
     try:
-        from_json(body, allow_inf_nan=False)
+        return from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise InvalidRequest(
             f"We could not parse the JSON body of your request: {error}.",
@@ -164,20 +186,11 @@ def _quoted(name: str) -> bytes:
     return b'"%s"' % name.encode()
 
 
-def _refuse_twins(body: bytes) -> None:
-    names: list[str] = []
-
-    def keep(pairs: list[tuple[str, object]]) -> None:
-        names[:] = [name for name, _ in pairs]  # the outermost object comes last
-
-    # Numbers as text: one of thousands of digits is no int for Python.
-    json.loads(body, object_pairs_hook=keep, parse_int=str, parse_float=str)
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise InvalidRequest(
-                f"Invalid request body: the field '{name[:80]}' is given more than once.",
-                param=name[:80],
-                code=ErrorCode.INVALID_VALUE,
-            )
-        seen.add(name)
+def _refuse_twins(body: bytes, depth: int = 1) -> None:
+    name = repeated_name(body, depth)
+    if name is not None:
+        raise InvalidRequest(
+            f"Invalid request body: the field '{name[:80]}' is given more than once.",
+            param=name[:80],
+            code=ErrorCode.INVALID_VALUE,
+        )
