@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -15,6 +16,9 @@ from kserve_llamacpp.engine.worker_options import FlashAttention, KVCacheLayout
 from kserve_llamacpp.errors import ConfigurationError, ModelFileError
 from kserve_llamacpp.logging import LOG_FORMATS, LOG_LEVELS
 from kserve_llamacpp.tenant import PrefixSharing
+from openai_protocol.json_shape import MAX_JSON_DEPTH, MAX_JSON_VALUES, NUMBERS_PER_VALUE
+from openai_protocol.request_limits import RequestLimits
+from openai_protocol.requests import MAX_MESSAGES
 
 GGUF_MAGIC = b"GGUF"
 _LATER_PART = re.compile(r"-(?!00001-)\d{5}-of-\d{5}\.gguf$")  # of a model in several files
@@ -45,6 +49,9 @@ class Config:
     queue_timeout_seconds: float
     prefix_sharing: PrefixSharing
     max_body_bytes: int
+    max_json_depth: int
+    max_json_values: int
+    max_messages: int
     max_engine_restarts: int
     watchdog_seconds: float
     chat_template: str | None
@@ -52,6 +59,11 @@ class Config:
     grace_seconds: float
     log_level: str
     log_format: str
+
+    @property
+    def request_limits(self) -> RequestLimits:
+        """What a request's body may have at most."""
+        return RequestLimits(self.max_json_depth, self.max_messages, self.max_json_values)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -135,6 +147,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "delay what another has asked.",
     )
     add("--max_body_bytes", type=int, default=8 << 20, help="Largest request body; more gets 413.")
+    _add_limits(add)
     add(
         "--max_engine_restarts",
         type=int,
@@ -165,21 +178,35 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--log_format", default="auto", choices=LOG_FORMATS, help="auto: pretty on a terminal.")
 
 
+def _add_limits(add: Callable[..., object]) -> None:
+    """Add the flags that bound what a body has inside, under the proxy's names."""
+    add(
+        "--max_json_depth",
+        type=int,
+        default=MAX_JSON_DEPTH,
+        help="How deep lists and objects of a request's body may stand in each other.",
+    )
+    add(
+        "--max_json_values",
+        type=int,
+        default=MAX_JSON_VALUES,
+        help="Lists, objects and texts that a request's body may have, keys among them; with "
+        f"numbers, as in lists of tokens, {NUMBERS_PER_VALUE} times as many.",
+    )
+    add(
+        "--max_messages",
+        type=int,
+        default=MAX_MESSAGES,
+        help="Messages that a conversation may have.",
+    )
+
+
 def read_config(args: argparse.Namespace) -> Config:
     """Check the flags and find the model file.
 
     Raises ConfigurationError or ModelFileError, whose texts name the flag.
     """
-    for name, least in _LEAST.items():
-        value = getattr(args, name)
-        if not math.isfinite(value):
-            raise ConfigurationError(f"--{name} is {value}, but must be a finite number")
-        if value < least:
-            raise ConfigurationError(f"--{name} is {value}, but must be at least {least}")
-    if args.max_sequences > MAX_SEQUENCES:
-        raise ConfigurationError(
-            f"--max_sequences is {args.max_sequences}, but must be at most {MAX_SEQUENCES}"
-        )
+    _check_ranges(args)
     if not 0 <= args.http_port <= 65535:
         raise ConfigurationError(f"--http_port is {args.http_port}, but must be 0 to 65535")
     if args.workers != 1:
@@ -240,6 +267,9 @@ def read_config(args: argparse.Namespace) -> Config:
         queue_timeout_seconds=args.queue_timeout_seconds,
         prefix_sharing=args.prefix_sharing,
         max_body_bytes=args.max_body_bytes,
+        max_json_depth=args.max_json_depth,
+        max_json_values=args.max_json_values,
+        max_messages=args.max_messages,
         max_engine_restarts=args.max_engine_restarts,
         watchdog_seconds=args.watchdog_seconds,
         chat_template=_read_template(args.chat_template),
@@ -248,6 +278,21 @@ def read_config(args: argparse.Namespace) -> Config:
         log_level=args.log_level,
         log_format=args.log_format,
     )
+
+
+def _check_ranges(args: argparse.Namespace) -> None:
+    """Raise ConfigurationError for a number that its setting cannot have."""
+    for name, least in _LEAST.items():
+        value = getattr(args, name)
+        if not math.isfinite(value):
+            raise ConfigurationError(f"--{name} is {value}, but must be a finite number")
+        if value < least:
+            raise ConfigurationError(f"--{name} is {value}, but must be at least {least}")
+    for name, most in _MOST.items():
+        if getattr(args, name) > most:
+            raise ConfigurationError(
+                f"--{name} is {getattr(args, name)}, but must be at most {most}"
+            )
 
 
 _LEAST = {
@@ -262,10 +307,18 @@ _LEAST = {
     "max_waiting_tokens": 0,
     "queue_timeout_seconds": 0,
     "max_body_bytes": 1,
+    "max_json_depth": 5,  # what a message of several parts needs
+    "max_json_values": 1,
+    "max_messages": 1,
     "max_engine_restarts": 0,
     "watchdog_seconds": 0,
     "drain_delay_seconds": 0,
     "grace_seconds": 0,
+}
+_MOST = {
+    "max_sequences": MAX_SEQUENCES,
+    "max_json_depth": 200,  # the parser itself goes no deeper
+    "max_messages": MAX_MESSAGES,
 }
 
 

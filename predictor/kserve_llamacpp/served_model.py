@@ -48,6 +48,7 @@ class ServedModel:
     def __init__(self, config: Config) -> None:
         self.name = config.model_name
         self.created = int(time.time())
+        self.limits = config.request_limits
         self._config = config
         self._log = structlog.get_logger("model")
         self._template: ChatTemplate | None = None

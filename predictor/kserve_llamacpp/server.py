@@ -127,7 +127,7 @@ class LlamaCppServer(ModelServer):  # type: ignore[misc]  # kserve has no types
 
     def _application(self) -> FastAPI:
         predict = V1Endpoints(self.dataplane).predict
-        app = application(self._models, predict, self.enable_docs_url)
+        app = application(self._models, predict, self._config.request_limits, self.enable_docs_url)
         add_error_handlers(app)
         app.add_middleware(
             RequestGate,

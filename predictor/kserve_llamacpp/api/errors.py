@@ -43,6 +43,8 @@ def add_error_handlers(app: FastAPI) -> None:
         return await render(Unavailable("The model is not ready.", retry_after_seconds=1.0))
 
     async def http(request: Request, error: Any) -> Response:
+        if isinstance(error.__cause__, ApiError):  # FastAPI's own, about a body it could not read
+            return await render(error.__cause__)
         return await render(http_error(error.status_code, request.method, request.url.path[:256]))
 
     async def failed(_: Request, error: Any) -> Response:

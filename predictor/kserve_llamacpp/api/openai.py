@@ -12,21 +12,25 @@ from kserve_llamacpp.resume import resumable_of
 from kserve_llamacpp.served_model import ServedModel
 from kserve_llamacpp.tenant import tenant_of
 from openai_protocol import responses
+from openai_protocol.request_limits import RequestLimits
 from openai_protocol.requests import ChatCompletionRequest, CompletionRequest
 from openai_protocol.responses import Json
-from openai_protocol.validation import parse_request
 
 _OWNER = "kserve-llamacpp"
 PREFIXES = ("/v1", "/openai/v1")
+_CHAT = "/chat/completions"
+_TEXT = "/completions"
+# Their bodies are checked while they are parsed.
+GENERATING = frozenset(prefix + path for prefix in PREFIXES for path in (_CHAT, _TEXT))
 
 
-def add_openai_routes(app: FastAPI, models: Models) -> None:
+def add_openai_routes(app: FastAPI, models: Models, limits: RequestLimits) -> None:
     """Register OpenAI's routes under both prefixes."""
-    routes = _Routes(models)
+    routes = _Routes(models, limits)
     for prefix in PREFIXES:
         for method, path, endpoint in (
-            ("POST", "/chat/completions", routes.chat),
-            ("POST", "/completions", routes.complete),
+            ("POST", _CHAT, routes.chat),
+            ("POST", _TEXT, routes.complete),
             ("GET", "/models", routes.list_models),
             ("GET", "/models/{model_name}", routes.get_model),
         ):
@@ -38,8 +42,9 @@ def add_openai_routes(app: FastAPI, models: Models) -> None:
 class _Routes:
     """The endpoints; owner: the application."""
 
-    def __init__(self, models: Models) -> None:
+    def __init__(self, models: Models, limits: RequestLimits) -> None:
         self._models = models
+        self._limits = limits
 
     async def list_models(self) -> Response:
         """Answer for OpenAI's clients (`data`: what is ready) and KServe's (`models`: all)."""
@@ -55,7 +60,7 @@ class _Routes:
 
     async def chat(self, request: Request) -> Response:
         """Answer a chat completion, whole or as a stream."""
-        body = parse_request(ChatCompletionRequest, await request.body())
+        body = self._limits.parse(ChatCompletionRequest, await request.body())
         model = self._models.get(body.model)
         tenant = tenant_of(request.headers, body.user)
         resumable = resumable_of(request.headers, body)
@@ -65,7 +70,7 @@ class _Routes:
 
     async def complete(self, request: Request) -> Response:
         """Answer a text completion, whole or as a stream."""
-        body = parse_request(CompletionRequest, await request.body())
+        body = self._limits.parse(CompletionRequest, await request.body())
         model = self._models.get(body.model)
         tenant = tenant_of(request.headers, body.user)
         resumable = resumable_of(request.headers, body)

@@ -11,20 +11,23 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 
 from kserve_llamacpp import __version__
+from kserve_llamacpp.api.json_bounds import JSONBounds
 from kserve_llamacpp.api.models import Models
-from kserve_llamacpp.api.openai import add_openai_routes
+from kserve_llamacpp.api.openai import GENERATING, add_openai_routes
 from kserve_llamacpp.api.v2 import V2Routes
 from kserve_llamacpp.metrics import exposition
 from openai_protocol.errors import http_error
+from openai_protocol.request_limits import RequestLimits
 
 Predict = Callable[..., Awaitable[Any]]
 
 
-def application(models: Models, predict: Predict, has_docs: bool) -> FastAPI:
+def application(models: Models, predict: Predict, limits: RequestLimits, has_docs: bool) -> FastAPI:
     """Return the application with all of its routes.
 
-    `predict` is KServe's endpoint for V1, of the arguments `model_name` and `request`. Only
-    with `has_docs` there are `/docs` and `/openapi.json`.
+    `predict` is KServe's endpoint for V1, of the arguments `model_name` and `request`. `limits`
+    bound every body that a route reads. Only with `has_docs` there are `/docs` and
+    `/openapi.json`.
     """
     app = FastAPI(
         title="kserve-llamacpp",
@@ -35,7 +38,8 @@ def application(models: Models, predict: Predict, has_docs: bool) -> FastAPI:
         swagger_ui_oauth2_redirect_url=None,
         redirect_slashes=False,  # a redirect's target would be made of the client's Host
     )
-    add_openai_routes(app, models)
+    add_openai_routes(app, models, limits)
+    app.add_middleware(JSONBounds, limits=limits, has_own=GENERATING)
     app.add_api_route(
         "/v1/models/{model_name}:predict", predict, methods=["POST"], response_model=None
     )

@@ -18,6 +18,7 @@ from kserve_llamacpp.api.errors import add_error_handlers
 from kserve_llamacpp.api.models import Models
 from kserve_llamacpp.api.routes import application
 from openai_protocol.errors import ErrorCode, Unavailable
+from openai_protocol.request_limits import RequestLimits
 
 SERVED = {
     "GET /",
@@ -75,7 +76,7 @@ class _Server:
             raise Unavailable("Draining.", code=ErrorCode.SERVER_SHUTTING_DOWN)
 
     def application(self, has_docs: bool = False) -> FastAPI:
-        app = application(self.models, _predict, has_docs)
+        app = application(self.models, _predict, RequestLimits(), has_docs)
         add_error_handlers(app)
         return app
 

@@ -14,6 +14,34 @@ CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
 PREDICT = "/v1/models/smollm2:predict"
 
+DEEP = b'"x":' + b"[" * 64 + b"]" * 64
+MANY = b'"x":[' + b"[]," * 65536 + b"1]"
+LONG = b"9" * 100_000
+
+
+def chat(rest: bytes) -> bytes:
+    return b'{"messages":[{"role":"user","content":"Hi"}],' + rest + b"}"
+
+
+def text(rest: bytes) -> bytes:
+    return b'{"prompt":"Hi",' + rest + b"}"
+
+
+def instances(rest: bytes) -> bytes:
+    return b'{"instances":[{"prompt":"Hi",' + rest + b"}]}"
+
+
+# What the proxy refuses of any body, the predictor does on each of its routes.
+BOUNDS: list[tuple[bytes, str | None, str]] = [
+    (DEEP, None, "invalid_value"),
+    (MANY, None, "invalid_value"),
+    (b'"temperature":NaN', None, "invalid_json"),
+    (b'"temperature":-Infinity', None, "invalid_json"),
+    (b'"seed":' + LONG, None, "invalid_json"),
+    (b'"seed":1,"seed":2', "seed", "invalid_value"),
+    (rb'"seed":1,"\u0073eed":2', "seed", "invalid_value"),
+]
+
 CASES: list[tuple[str, Any, int, str | None, str]] = [
     (CHAT, b'{"messages": [', 400, None, "invalid_json"),
     (CHAT, b"\xff\xfe\x00", 400, None, "invalid_json"),
@@ -95,6 +123,11 @@ CASES: list[tuple[str, Any, int, str | None, str]] = [
         "instances[0].logprobs",
         "unsupported_parameter",
     ),
+    *((CHAT, chat(rest), 400, param, code) for rest, param, code in BOUNDS),
+    *((TEXT, text(rest), 400, param, code) for rest, param, code in BOUNDS),
+    *((PREDICT, instances(rest), 400, param, code) for rest, param, code in BOUNDS),
+    (PREDICT, b'{"instances":["a"],"instances":["b"]}', 400, "instances", "invalid_value"),
+    (CHAT, {"messages": USER, "Model": "x"}, 400, "Model", "unknown_parameter"),
     ("/v1/models/no-such:predict", {"instances": ["a"]}, 404, "model", "model_not_found"),
     ("/v1/no-such-path", {}, 404, None, "unknown_url"),
     ("/v1/models/smollm2:explain", {"instances": ["a"]}, 404, None, "unknown_url"),
