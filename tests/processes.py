@@ -150,7 +150,7 @@ class Predictor(Server):
             [
                 *(sys.executable, "-m", "kserve_llamacpp", "--model_name=smollm2"),
                 *(f"--model_dir={model_path}", "--http_host=127.0.0.1", "--http_port=0"),
-                *("--enable_grpc=false", "--log_format=json", "--drain_delay_seconds=0"),
+                *("--log_format=json", "--drain_delay_seconds=0"),
                 *(f"--n_threads={NUM_THREADS}", *flags),
             ],
             env=env,

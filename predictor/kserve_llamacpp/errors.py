@@ -25,7 +25,7 @@ class ConfigurationError(StartupError):
 
 
 class PortTakenError(StartupError):
-    """The HTTP port is not free."""
+    """A port is not free."""
 
     exit_status = 3
 

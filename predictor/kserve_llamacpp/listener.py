@@ -1,4 +1,4 @@
-"""The socket that the HTTP server listens on, bound before anything slow is done."""
+"""The socket that a server listens on, bound before anything slow is done."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import socket
 from kserve_llamacpp.errors import ConfigurationError, PortTakenError
 
 
-def bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int, flag: str = "--http_port") -> socket.socket:
     """Bind the port before anything slow is done; raises PortTakenError, ConfigurationError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
@@ -19,11 +19,11 @@ def bind(host: str, port: int) -> socket.socket:
         sock.close()
         if error.errno == 98:  # EADDRINUSE
             raise PortTakenError(
-                f"--http_port: another process listens on port {port}: stop it, or choose another "
+                f"{flag}: another process listens on port {port}: stop it, or choose another "
                 "port (0 for a free one)"
             ) from None
         raise ConfigurationError(
-            f"--http_host, --http_port: cannot listen on {host}:{port}: {error.strerror}"
+            f"--http_host, {flag}: cannot listen on {host}:{port}: {error.strerror}"
         ) from None
     sock.set_inheritable(False)
     return sock

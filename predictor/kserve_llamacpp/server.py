@@ -22,11 +22,14 @@ from kserve.protocol.rest.v1_endpoints import V1Endpoints
 
 from kserve_llamacpp import __version__
 from kserve_llamacpp.api.errors import add_error_handlers
+from kserve_llamacpp.api.inference_service import InferenceService
 from kserve_llamacpp.api.middleware import RequestGate
 from kserve_llamacpp.api.models import Models
 from kserve_llamacpp.api.routes import application
+from kserve_llamacpp.certificate import certificate_files
 from kserve_llamacpp.config import Config, add_flags, read_config
 from kserve_llamacpp.errors import StartupError
+from kserve_llamacpp.grpc_server import GrpcServer, GrpcSettings
 from kserve_llamacpp.listener import bind
 from kserve_llamacpp.logging import configure_logging
 from kserve_llamacpp.model import LlamaCppModel
@@ -43,6 +46,7 @@ class LlamaCppServer(ModelServer):  # type: ignore[misc]  # kserve has no types
     """
 
     def __init__(self, config: Config, **kserve_settings: Any) -> None:
+        self._certificate = certificate_files(config.ssl_certfile, config.ssl_keyfile)
         super().__init__(
             http_port=config.http_port, grace_period=int(config.grace_seconds), **kserve_settings
         )
@@ -52,6 +56,7 @@ class LlamaCppServer(ModelServer):  # type: ignore[misc]  # kserve has no types
         self._sock = bind(config.http_host, config.http_port)
         names = self.registered_models.get_models
         self._models = Models(lambda: list(names()), self._find, self._check)
+        self._grpc: GrpcServer | None = None
         self._is_draining = False
         self._stopping: asyncio.Task[None] | None = None
         self._exit_status = 0
@@ -72,17 +77,19 @@ class LlamaCppServer(ModelServer):  # type: ignore[misc]  # kserve has no types
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
-        rest, *others = self.servers
+        (rest,) = self.servers
         rest.close()  # KServe's own start, for which ours stands in
-        servers = [asyncio.create_task(self._serve_http())]
-        servers += [asyncio.ensure_future(other) for other in others]
+        serving = asyncio.create_task(self._serve_http())
         self.register_model(LlamaCppModel(self._served))
         try:
+            if self._config.enable_grpc:
+                await self._start_grpc()
             await self._served.load()
         except StartupError as error:
             self._exit_status = report(error)
             self._stop_http()
-        await asyncio.gather(*servers)
+        await serving
+        await self._stop_grpc()
         await self._served.stop()
 
     async def _serve_http(self) -> None:
@@ -92,6 +99,20 @@ class LlamaCppServer(ModelServer):  # type: ignore[misc]  # kserve has no types
         host, port = self._sock.getsockname()[:2]
         self._log.info("http_listening", host=host, port=port)
         await rest._server.serve(sockets=[self._sock])
+
+    async def _start_grpc(self) -> None:
+        """Listen for gRPC beside HTTP. Raises StartupError."""
+        config = self._config
+        settings = GrpcSettings(
+            self._sock.getsockname()[0],
+            config.grpc_port,
+            config.grpc_max_send_message_length,
+            config.grpc_max_receive_message_length,
+            self._certificate,
+        )
+        server = GrpcServer(settings, InferenceService(self._models).handler())
+        await server.start()
+        self._grpc = server
 
     def _on_signal(self, number: int) -> None:
         if self._stopping is not None:
@@ -110,15 +131,19 @@ class LlamaCppServer(ModelServer):  # type: ignore[misc]  # kserve has no types
         await asyncio.sleep(self._config.drain_delay_seconds)
         self._log.info("closing", running=self._served.engine.num_running)
         self._stop_http()
+        stopping_grpc = asyncio.create_task(self._stop_grpc())
         engine = self._served.engine
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(engine.idle(), self._config.grace_seconds)
         engine.fail_all(
             Unavailable("The server is shutting down.", code=ErrorCode.SERVER_SHUTTING_DOWN)
         )
-        if self._grpc_server is not None:
-            await self._grpc_server.stop(signal.SIGTERM)
+        await stopping_grpc
         await self._served.stop()  # also one that still loads: `_serve` waits for it
+
+    async def _stop_grpc(self) -> None:
+        if self._grpc is not None:
+            await self._grpc.stop(_CLOSE_SECONDS)
 
     def _stop_http(self) -> None:
         server = self._rest_server._server
@@ -177,10 +202,9 @@ def main(argv: list[str] | None = None) -> int:
         asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
         server = LlamaCppServer(
             config,
-            grpc_port=args.grpc_port,
             workers=args.workers,
             max_threads=args.max_threads,
-            enable_grpc=args.enable_grpc,
+            enable_grpc=False,  # KServe's listens on all addresses, in clear text
             enable_docs_url=args.enable_docs_url,
             enable_latency_logging=False,
             timeout_keep_alive=args.timeout_keep_alive,

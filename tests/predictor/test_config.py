@@ -8,6 +8,7 @@ from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 
 import pytest
+from kserve import model_server
 
 from kserve_llamacpp import errors
 from kserve_llamacpp.config import MAX_SEQUENCES, Config, add_flags, find_model, read_config
@@ -26,11 +27,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser()
-    # KServe's own flags, which stand beside ours
-    parser.add_argument("--model_name", default="model")
-    parser.add_argument("--http_port", type=int, default=8080)
-    parser.add_argument("--workers", type=int, default=1)
+    parser = argparse.ArgumentParser(parents=[model_server.parser])
     add_flags(parser)
     return parser
 
@@ -76,6 +73,17 @@ def test_flags_arrive(model: Path) -> None:
         *("--max_waiting_tokens", "6", "--queue_timeout_seconds", "7", "--watchdog_seconds", "8"),
         *("--drain_delay_seconds", "0", "--grace_seconds", "1.5"),
         *("--log_level", "debug", "--log_format", "json"),
+        *(
+            "--enable_grpc",
+            "true",
+            "--grpc_port",
+            "10",
+            "--ssl_certfile",
+            "c",
+            "--ssl_keyfile",
+            "k",
+        ),
+        *("--grpc_max_send_message_length", "2048", "--grpc_max_receive_message_length", "4096"),
     )
 
     assert config == Config(
@@ -108,7 +116,37 @@ def test_flags_arrive(model: Path) -> None:
         grace_seconds=1.5,
         log_level="debug",
         log_format="json",
+        enable_grpc=True,
+        grpc_port=10,
+        grpc_max_send_message_length=2048,
+        grpc_max_receive_message_length=4096,
+        ssl_certfile="c",
+        ssl_keyfile="k",
     )
+
+
+def test_grpc_is_off_unless_asked_for(model: Path) -> None:
+    """Without a flag there is no gRPC, and its messages are bounded; KServe's form turns it on."""
+    assert not _read(model).enable_grpc
+    assert _read(model).grpc_max_receive_message_length == 1 << 20
+    assert _read(model, "--enable_grpc", "true").enable_grpc
+    assert _read(model, "--enable_grpc=True").enable_grpc
+    assert not _read(model, "--enable_grpc=false").enable_grpc
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--grpc_port", "65536"), "--grpc_port is 65536, but must be 0 to 65535"),
+        (("--enable_grpc=true", "--grpc_port=8080"), "--grpc_port is 8080, and so is --http_port"),
+        (("--grpc_max_receive_message_length=-1",), "must be at least 1024"),
+        (("--grpc_max_send_message_length=9999999999",), "must be at most 1073741824"),
+    ],
+)
+def test_settings_of_grpc(model: Path, flags: tuple[str, ...], words: str) -> None:
+    """A port or a length that cannot be is refused by name."""
+    with pytest.raises(ConfigurationError, match=re.escape(words)):
+        _read(model, *flags)
 
 
 def test_settings_never_change(model: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import httpx2
 import pytest
@@ -17,8 +16,8 @@ from starlette.routing import BaseRoute
 from kserve_llamacpp.api.errors import add_error_handlers
 from kserve_llamacpp.api.models import Models
 from kserve_llamacpp.api.routes import application
-from openai_protocol.errors import ErrorCode, Unavailable
 from openai_protocol.request_limits import RequestLimits
+from tests.predictor.fake_repository import Repository
 
 SERVED = {
     "GET /",
@@ -54,36 +53,16 @@ GONE = {
 }
 
 
-class _Served:
-    """As much of a served model as its readiness."""
-
-    name = "m"
-
-    def __init__(self) -> None:
-        self.is_ready = True
+def _application(models: Models, has_docs: bool = False) -> FastAPI:
+    app = application(models, _predict, RequestLimits(), has_docs)
+    add_error_handlers(app)
+    return app
 
 
-class _Server:
-    """A repository of one model, and whether the server drains."""
-
-    def __init__(self) -> None:
-        self.repository: dict[str, Any] = {"m": _Served()}
-        self.is_draining = False
-        self.models = Models(lambda: list(self.repository), self.repository.get, self._check)
-
-    def _check(self) -> None:
-        if self.is_draining:
-            raise Unavailable("Draining.", code=ErrorCode.SERVER_SHUTTING_DOWN)
-
-    def application(self, has_docs: bool = False) -> FastAPI:
-        app = application(self.models, _predict, RequestLimits(), has_docs)
-        add_error_handlers(app)
-        return app
-
-    async def get(self, path: str) -> httpx2.Response:
-        transport = httpx2.ASGITransport(self.application())
-        async with httpx2.AsyncClient(transport=transport, base_url="http://m") as client:
-            return await client.get(path)
+async def _get(repository: Repository, path: str) -> httpx2.Response:
+    transport = httpx2.ASGITransport(_application(repository.models))
+    async with httpx2.AsyncClient(transport=transport, base_url="http://m") as client:
+        return await client.get(path)
 
 
 async def _predict(model_name: str) -> None:
@@ -103,12 +82,12 @@ def listed(routes: list[BaseRoute]) -> Iterator[str]:
 
 def test_all_routes() -> None:
     """The application has these routes and methods, and no other: no mount, no websocket."""
-    assert sorted(listed(_Server().application().routes)) == sorted(SERVED)
+    assert sorted(listed(_application(Repository().models).routes)) == sorted(SERVED)
 
 
 def test_all_routes_with_docs() -> None:
     """`--enable_docs_url true` adds two pages, and no redirect for OAuth2."""
-    routes = sorted(listed(_Server().application(has_docs=True).routes))
+    routes = sorted(listed(_application(Repository().models, has_docs=True).routes))
 
     assert routes == sorted(SERVED | DOCS)
 
@@ -135,13 +114,13 @@ def test_every_route_of_the_sdk_is_decided() -> None:
 )
 async def test_ready(path: str, name: str) -> None:
     """Readiness is 200 only while the model answers and the server does not drain."""
-    server = _Server()
-    ready = await server.get(path)
-    server.repository["m"].is_ready = False
-    loading = await server.get(path)
-    server.repository["m"].is_ready = True
-    server.is_draining = True
-    draining = await server.get(path)
+    repository = Repository()
+    ready = await _get(repository, path)
+    repository.content["m"].is_ready = False
+    loading = await _get(repository, path)
+    repository.content["m"].is_ready = True
+    repository.is_draining = True
+    draining = await _get(repository, path)
 
     assert (ready.status_code, ready.json()[name]) == (200, True)
     assert (loading.status_code, loading.json()["error"]["code"]) == (503, "model_not_ready")
@@ -150,13 +129,13 @@ async def test_ready(path: str, name: str) -> None:
 
 async def test_ready_asks_the_repository() -> None:
     """A model that has left the repository makes the server not ready, though its engine runs."""
-    server = _Server()
-    server.repository.clear()
+    repository = Repository()
+    repository.content.clear()
 
-    assert (await server.get("/v2/health/ready")).status_code == 503
-    assert (await server.get("/v2/models/m/ready")).status_code == 404
+    assert (await _get(repository, "/v2/health/ready")).status_code == 503
+    assert (await _get(repository, "/v2/models/m/ready")).status_code == 404
 
 
 async def test_metadata_claims_no_extension() -> None:
     """The server's metadata does not offer the repository that it has not."""
-    assert (await _Server().get("/v2")).json()["extensions"] == []
+    assert (await _get(Repository(), "/v2")).json()["extensions"] == []

@@ -2,10 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
+import socket
+import ssl
+from pathlib import Path
+from typing import Any
+
+import grpc
 import httpx2
+import psutil
 import pytest
+from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
+
+from tests.processes import Predictor
+from tests.proxy.certificates import Authority
 
 pytestmark = pytest.mark.model
+
+SERVICE = "/inference.GRPCInferenceService"
+
+
+def listeners(server: Predictor) -> set[tuple[str, int]]:
+    """Return the addresses that the server's processes listen on."""
+    process = psutil.Process(server.pid)
+    return {
+        (connection.laddr.ip.removeprefix("::ffff:"), connection.laddr.port)
+        for each in [process, *process.children(recursive=True)]
+        for connection in each.connections()
+        if connection.status == psutil.CONN_LISTEN
+    }
 
 
 @pytest.mark.parametrize("verb", ["unload", "load", "index"])
@@ -57,3 +83,58 @@ async def test_status(http: httpx2.AsyncClient, method: str, path: str, status: 
     assert answer.status_code == status
     if status >= 400 and method != "HEAD":
         assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_one_port(predictor: Predictor) -> None:
+    """Without `--enable_grpc` the predictor listens on its HTTP port alone."""
+    assert listeners(predictor) == {("127.0.0.1", int(predictor.url.rpartition(":")[2]))}
+
+
+async def test_grpc_with_tls(model_path: Path, tmp_path: Path) -> None:
+    """gRPC has HTTP's address and certificate, cannot unload, and drains with HTTP."""
+    authority = Authority()
+    cert, key = authority.issue().write(tmp_path)
+    trust = ssl.create_default_context(cadata=authority.pem.decode())
+    flags = ("--enable_grpc", "true", "--grpc_port=0", f"--ssl_certfile={cert}")
+    with Predictor(model_path, *flags, f"--ssl_keyfile={key}", "--drain_delay_seconds=1") as server:
+        server.ready()
+        http_port = server.wait_for("http_listening")["port"]
+        port = server.wait_for("grpc_listening")["port"]
+        credentials = grpc.ssl_channel_credentials(authority.pem)
+        async with grpc.aio.secure_channel(f"127.0.0.1:{port}", credentials) as channel:
+
+            async def is_ready() -> bool:
+                answer = await channel.unary_unary(f"{SERVICE}/ServerReady")(b"", timeout=5)
+                return pb.ServerReadyResponse.FromString(answer).ready  # type: ignore[no-any-return]  # bool
+
+            assert listeners(server) == {("127.0.0.1", http_port), ("127.0.0.1", port)}
+            assert await is_ready()
+            unload = pb.RepositoryModelUnloadRequest(model_name="smollm2")
+            for method in ("RepositoryModelUnload", "RepositoryModelLoad", "ModelInfer"):
+                call = channel.unary_unary(f"{SERVICE}/{method}")
+                with pytest.raises(grpc.aio.AioRpcError) as error:
+                    await call(unload.SerializeToString(), timeout=5)
+                assert error.value.code() == grpc.StatusCode.UNIMPLEMENTED
+            url = f"https://127.0.0.1:{http_port}/v1/completions"
+            async with httpx2.AsyncClient(verify=trust, timeout=60) as client:
+                body: dict[str, Any] = {"prompt": "A fox", "max_tokens": 1}
+                assert (await client.post(url, json=body)).status_code == 200
+            server.signal(signal.SIGTERM)
+            await asyncio.to_thread(server.wait_for, "draining")
+            assert not await is_ready()
+        assert await asyncio.to_thread(server.exit_status, 20) == 0
+        assert [line for line in server.text if not line.startswith("{")] == []  # gRPC's own log
+
+
+def test_starts_that_fail(model_path: Path, tmp_path: Path) -> None:
+    """A wrong certificate and a taken gRPC port end the start, with a line that names the flag."""
+    cert, _ = Authority().issue().write(tmp_path, "one")
+    _, key = Authority().issue().write(tmp_path, "other")
+    with Predictor(model_path, f"--ssl_certfile={cert}", f"--ssl_keyfile={key}") as server:
+        assert server.exit_status() == 2
+        assert "--ssl_certfile, --ssl_keyfile: " in server.text[-1]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with Predictor(model_path, "--enable_grpc=true", f"--grpc_port={port}") as server:
+            assert server.exit_status() == 3
+            assert f"--grpc_port: another process listens on port {port}" in "".join(server.text)
