@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import get_args
 
 from http_edge import cgroup
+from http_edge.hosts import checked_host
 from kserve_llamacpp.engine.cells import BLOCK, whole_parts
 from kserve_llamacpp.engine.worker_options import FlashAttention, KVCacheLayout
 from kserve_llamacpp.errors import ConfigurationError, ModelFileError
@@ -34,6 +35,7 @@ class Config:
     model_path: Path
     http_host: str
     http_port: int
+    allowed_hosts: tuple[str, ...]
     n_ctx: int
     n_batch: int
     n_threads: int
@@ -82,6 +84,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--model_dir", default="/mnt/models", help="A GGUF file, or a folder that holds one.")
     add("--http_host", default="0.0.0.0", help="The address that HTTP and gRPC listen on.")  # noqa: S104 - a pod's port must be reachable
+    add(
+        "--allowed_hosts",
+        default="",
+        help="Hosts that the server may be asked for, with commas between: app.example.com, "
+        "*.example.com, or * for any; besides these, localhost and the address that a request has "
+        "come to. Empty: no others on loopback, and any elsewhere.",
+    )
     add(
         "--n_ctx",
         type=int,
@@ -261,6 +270,7 @@ def read_config(args: argparse.Namespace) -> Config:
         model_path=find_model(Path(args.model_dir)),
         http_host=args.http_host,
         http_port=args.http_port,
+        allowed_hosts=_read_hosts(args.allowed_hosts),
         n_ctx=whole_parts(args.n_ctx, num_parts),
         n_batch=args.n_batch,
         n_threads=args.n_threads or cgroup.num_cpus(),
@@ -385,6 +395,13 @@ def find_model(place: Path) -> Path:
             "model, or check that the download is complete"
         )
     return place
+
+
+def _read_hosts(text: str) -> tuple[str, ...]:
+    try:
+        return tuple(checked_host(host) for host in text.split(",") if host.strip())
+    except ValueError as error:
+        raise ConfigurationError(f"--allowed_hosts: {error}") from None
 
 
 def _read_template(path: str | None) -> str | None:

@@ -20,6 +20,8 @@ from fastapi import FastAPI
 from kserve import ModelServer, model_server
 from kserve.protocol.rest.v1_endpoints import V1Endpoints
 
+from http_edge.head_rules import HeadRules
+from http_edge.hosts import HostRules
 from kserve_llamacpp import __version__
 from kserve_llamacpp.api.errors import add_error_handlers
 from kserve_llamacpp.api.inference_service import InferenceService
@@ -157,6 +159,7 @@ class LlamaCppServer(ModelServer):  # type: ignore[misc]  # kserve has no types
         app.add_middleware(
             RequestGate,
             max_body_bytes=self._config.max_body_bytes,
+            head_rules=HeadRules(HostRules(self._config.http_host, self._config.allowed_hosts)),
             is_draining=lambda: self._is_draining,
         )
         return app

@@ -49,6 +49,7 @@ class ErrorCode(StrEnum):
     # 401, 403, 404, 405, 409, 413
     CLIENT_CERTIFICATE_REQUIRED = "client_certificate_required"
     ORIGIN_NOT_ALLOWED = "origin_not_allowed"
+    HOST_NOT_ALLOWED = "host_not_allowed"
     MODEL_NOT_FOUND = "model_not_found"
     MODEL_NOT_ALLOWED = "model_not_allowed"
     UNKNOWN_URL = "unknown_url"

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
+from http_edge.head_rules import HeadRules
+from http_edge.hosts import HostRules
 from openai_protocol.errors import Unavailable, http_error
 from openai_proxy.api.health import PATHS, Health
 from openai_proxy.api.swagger import Swagger
@@ -16,6 +18,7 @@ from openai_proxy.config import Settings
 from openai_proxy.cors import AllowOrigins
 from openai_proxy.error_forms import FORMS, ErrorForm
 from openai_proxy.exchange import Observer, exchange_of
+from openai_proxy.heads import CheckHead
 from openai_proxy.limits import Concurrency, LimitConcurrency
 from openai_proxy.metrics import Metrics
 from openai_proxy.middleware import (
@@ -139,4 +142,6 @@ def build(
     edge: App = RenderErrors(limited, form)
     if settings.cors is not None:
         edge = AllowOrigins(edge, settings.cors, form)
+    hosts = HostRules(settings.host, settings.allowed_hosts)
+    edge = CheckHead(edge, HeadRules(hosts), form)
     return Observe(edge, observers, is_draining=is_draining)

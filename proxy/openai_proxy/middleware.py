@@ -2,6 +2,7 @@
 
     Observe                   names the request, times it, tells the observers; while the server
                               drains, it sends clients with open connections elsewhere
+    CheckHead                 refuses heads that are not clear, and foreign hosts (`heads`)
     AllowOrigins              answers preflights, names who may read answers (`cors`, if set)
     RenderErrors              turns what is raised below into an answer of the chosen form
     RequireClientCertificate  refuses clients that have shown none (`tls`, if set)

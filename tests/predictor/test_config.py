@@ -84,6 +84,7 @@ def test_flags_arrive(model: Path) -> None:
             "k",
         ),
         *("--grpc_max_send_message_length", "2048", "--grpc_max_receive_message_length", "4096"),
+        *("--allowed_hosts", "A.example, *.b.example"),
     )
 
     assert config == Config(
@@ -91,6 +92,7 @@ def test_flags_arrive(model: Path) -> None:
         model_path=model,
         http_host="::1",
         http_port=9,
+        allowed_hosts=("a.example", "*.b.example"),
         n_ctx=4096,
         n_batch=128,
         n_threads=3,
@@ -355,3 +357,9 @@ def test_deterministic_mode_needs_a_split_cache(model: Path) -> None:
 
     assert _read(model, "--deterministic").kv_cache == "split"
     assert _read(model).kv_cache == "auto"
+
+
+def test_a_host_that_is_none(model: Path) -> None:
+    """A host that cannot be allowed stops the start, naming the flag and how to write one."""
+    with pytest.raises(ConfigurationError, match=r"--allowed_hosts: .* write app\.example\.com"):
+        _read(model, "--allowed_hosts", "http://a.example")

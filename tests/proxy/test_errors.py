@@ -348,7 +348,7 @@ async def test_body_limit_is_told_to_clients_that_send_all_first(
         body = b"%x\r\n" % len(body) + body + b"\r\n0\r\n\r\n"
     async with harness.proxy(upstream_url=upstream.url, max_body_bytes=1000) as proxy:
         reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
-        writer.write(f"POST {CHAT} HTTP/1.1\r\nhost: x\r\n{head}\r\n\r\n".encode() + body)
+        writer.write(f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\n{head}\r\n\r\n".encode() + body)
         await writer.drain()
         await asyncio.sleep(0.1)
         answer = await asyncio.wait_for(reader.read(), 5)

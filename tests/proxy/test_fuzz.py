@@ -76,7 +76,7 @@ bodies = (
     | st.binary(max_size=200)
 )  # fmt: skip
 HEAD = (
-    b"POST /v1/chat/completions?x=%41 HTTP/1.1\r\nhost: h\r\norigin: https://a.example\r\n"
+    b"POST /v1/chat/completions?x=%41 HTTP/1.1\r\nhost: localhost\r\norigin: https://a.example\r\n"
     b"x-request-id: 1\r\nauthorization: Bearer a\r\ncontent-type: application/json\r\n"
     b"connection: keep-alive, x-a\r\nx-a: \xe4\r\nexpect: 100-continue\r\ncontent-length: "
 )
@@ -145,7 +145,7 @@ def check(answered: bytes) -> int:
         assert answered == b"", answered
         return 0
     status = int(match[1])
-    assert status < 500, answered
+    assert status < 500 or status in (501, 505), answered  # a coding, a version that we lack
     if status >= 400 and b"content-type: application/json" in answered:
         error: dict[str, Any] = json.loads(answered.rpartition(b"\r\n\r\n")[2])["error"]
         assert set(error) - {"legacy_code"} == {"message", "type", "param", "code"}
@@ -171,7 +171,7 @@ async def test_bodies(fuzzed: Proxy, body: bytes, path: str) -> None:
     """Any body is served or refused with 4xx in the envelope, at once."""
     if _is_late(fuzzed):
         return
-    head = b"POST %s HTTP/1.1\r\nhost: h\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
+    head = b"POST %s HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
     status = check(await exchange(fuzzed, head % (path.encode(), len(body)) + body, ends=False))
     assert status in (200, 400), status
 

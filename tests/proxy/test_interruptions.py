@@ -42,7 +42,7 @@ async def endless(request: web.Request) -> web.StreamResponse:
 def posted(messages: list[dict[str, str]], stream: bool = False) -> tuple[bytes, bytes]:
     """A chat's head and body, as they go over a socket."""
     body = json.dumps({"messages": messages, "stream": stream}).encode()
-    head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n\r\n"
     return head.encode(), body
 
 
@@ -147,7 +147,9 @@ async def test_nothing_waits_for_the_garbage_collector(proxy: Proxy, upstream: S
 async def test_disconnect_while_uploading(proxy: Proxy, upstream: StandIn) -> None:
     """A client that leaves in the middle of its body costs nothing further."""
     _, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
-    writer.write(f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{{".encode())
+    writer.write(
+        f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{{".encode()
+    )
     await writer.drain()
     await until(lambda: len(proxy.lifecycle._running) == 1, 1)
     writer.close()
@@ -182,7 +184,9 @@ async def test_deadline_while_uploading(upstream: StandIn) -> None:
     """A body that does not come within the deadline is answered with 504."""
     async with harness.proxy(upstream_url=upstream.url, request_timeout_seconds=0.3) as proxy:
         reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
-        writer.write(f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n".encode())
+        writer.write(
+            f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\n".encode()
+        )
         line = await asyncio.wait_for(reader.readline(), 3)
         assert b"504" in line
         writer.close()
@@ -235,7 +239,7 @@ async def test_a_client_that_does_not_read_is_given_up(upstream: StandIn) -> Non
     async with harness.proxy(upstream_url=upstream.url, request_timeout_seconds=0.5) as proxy:
         reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port, limit=1024)
         body = json.dumps({"messages": MESSAGES, "stream": True}).encode()
-        head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+        head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n\r\n"
         writer.write(head.encode() + body)
         await asyncio.wait_for(upstream.closed.wait(), 3)
         await until(lambda: len(proxy.lifecycle._running) == 0, 3)

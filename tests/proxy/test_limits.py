@@ -324,8 +324,10 @@ async def test_a_refused_body_does_not_spoil_the_connection(upstream: StandIn) -
     async with harness.proxy(upstream_url=upstream.url, max_concurrent_requests=1) as proxy:
         running = asyncio.create_task(proxy.chat())
         await asyncio.wait_for(upstream.began.wait(), 5)
-        head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n"
-        get = b"GET /health/live HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+        head = (
+            b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n"
+        )
+        get = b"GET /health/live HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
         answers = await talk(proxy, head % 4_000_000, b"a" * 4_000_000, get)
         assert answers.startswith(b"HTTP/1.1 429")
         assert answers.count(b"HTTP/1.1 200") == 1
@@ -341,9 +343,15 @@ async def test_a_refused_body_does_not_spoil_the_connection(upstream: StandIn) -
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
         b"GET\r\n\r\n",
         b"GET / HTTP/1.1\r\nhost x\r\n\r\n",
-        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n",
-        b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\ncontent-length: 3\r\n\r\n",
-        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nz\r\n",
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: -1\r\n\r\n",
+        (
+            b"POST / HTTP/1.1\r\nhost: [::1]\r\ntransfer-encoding: chunked\r\ncontent-length: 3"
+            b"\r\n\r\n"
+        ),
+        (
+            b"POST /v1/chat/completions HTTP/1.1\r\nhost: [::1]\r\ntransfer-encoding: chunked"
+            b"\r\n\r\nz\r\n"
+        ),
     ],
 )
 async def test_what_is_no_http(proxy: Proxy, head: bytes) -> None:

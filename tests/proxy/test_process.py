@@ -116,7 +116,7 @@ async def test_idle_connections_do_not_hold_up_the_end(tmp_path: Path, upstream:
     flags = ("--upstream-url", upstream.url, "--grace-seconds", "60")
     async with process(tmp_path, *flags) as proxy:
         idle = socket.create_connection(("127.0.0.1", proxy.port))
-        idle.sendall(b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n")
+        idle.sendall(b"GET /health/live HTTP/1.1\r\nhost: localhost\r\n\r\n")
         assert b"200" in idle.recv(100)
         half = socket.create_connection(("127.0.0.1", proxy.port))
         half.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost:")

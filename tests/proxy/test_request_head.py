@@ -27,7 +27,7 @@ async def talk(proxy: Proxy, *parts: bytes) -> bytes:
 
 async def test_a_long_head_is_refused(proxy: Proxy) -> None:
     """A head over the bound gets 431 in the envelope; one below it is served."""
-    start = b"GET /health/live HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx-long: "
+    start = b"GET /health/live HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\nx-long: "
     refused = await talk(proxy, start, b"a" * 70_000)
     head, _, body = refused.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 431 ")
@@ -48,9 +48,10 @@ async def test_a_long_body_is_no_long_head(proxy: Proxy, monkeypatch: pytest.Mon
     """Bodies, and several requests on one connection, count for nothing."""
     monkeypatch.setattr(BoundedConnection, "head_seconds", 5)
     body = json.dumps({"messages": [{"role": "user", "content": "a" * 200_000}]}).encode()
-    post = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(
-        body
+    post = (
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n"
+        % len(body)
     )
-    get = b"GET /health/live HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+    get = b"GET /health/live HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
     answers = await talk(proxy, post, body, post, body, get)
     assert answers.count(b"HTTP/1.1 200") == 3

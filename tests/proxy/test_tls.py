@@ -83,7 +83,7 @@ async def test_https(upstream: StandIn, authority: Authority, tmp_path: Path) ->
         ) as response:
             assert await response.read() == chunk("a") + DONE
         reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
-        writer.write(b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n")
+        writer.write(b"GET /health/live HTTP/1.1\r\nhost: localhost\r\n\r\n")
         assert b"200" not in await asyncio.wait_for(reader.read(), 5)
         writer.close()
 
@@ -101,7 +101,7 @@ async def test_a_client_that_leaves_is_noticed(
         _, writer = await handshake(proxy.port, trusting(authority))
         body = json.dumps({"messages": MESSAGES}).encode()
         writer.write(
-            b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s"
+            b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n%s"
             % (len(body), body)
         )
         await asyncio.wait_for(upstream.began.wait(), 5)
@@ -166,7 +166,7 @@ async def test_a_new_certificate_is_used(
         _, other = await asyncio.open_connection("127.0.0.1", proxy.port, ssl=nameless)
         assert int(other.get_extra_info("peercert")["serialNumber"], 16) == new.serial
         other.transport.abort()
-        writer.write(b"GET /health/live HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        writer.write(b"GET /health/live HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
         assert (await asyncio.wait_for(reader.read(), 5)).startswith(b"HTTP/1.1 200")
         writer.close()
 
@@ -259,7 +259,9 @@ def get_models(
             raw, server_hostname="localhost", session=session, suppress_ragged_eofs=False
         ) as connection,
     ):
-        connection.sendall(b"GET /v1/models HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        connection.sendall(
+            b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+        )
         answer = b""
         while part := connection.recv(65536):
             answer += part
@@ -383,7 +385,8 @@ async def test_idle_clients_do_not_hold_up_the_end(
             idle = context.wrap_socket(raw, server_hostname="localhost")
             connection = b"close" if close else b"keep-alive"
             idle.sendall(
-                b"GET /health/live HTTP/1.1\r\nhost: x\r\nconnection: %s\r\n\r\n" % connection
+                b"GET /health/live HTTP/1.1\r\nhost: localhost\r\nconnection: %s\r\n\r\n"
+                % connection
             )
             assert b"200" in idle.recv(100)
             return idle

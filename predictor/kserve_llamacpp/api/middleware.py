@@ -13,6 +13,7 @@ from uuid import uuid4
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from http_edge.head_rules import HeadRules, check_inference_length
 from openai_protocol.errors import ApiError, RequestTooLarge, internal_error
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
@@ -30,11 +31,13 @@ class RequestGate:
         self,
         app: ASGIApp,
         max_body_bytes: int,
+        head_rules: HeadRules,
         is_draining: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
+        self._head_rules = head_rules
         self._is_draining = is_draining
         self._clock = clock
         self._log = structlog.get_logger("access")
@@ -43,13 +46,17 @@ class RequestGate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        refusal = self._refusal(scope)  # before the request is named: an id given twice is none
         exchange = Exchange(scope, send, self._is_draining, self._clock)
         structlog.contextvars.bind_contextvars(request_id=exchange.request_id)
         try:
+            if refusal is not None:
+                raise refusal
             body = await self._read_body(scope, receive)
             if body is None:
                 exchange.has_client_left = True
             else:
+                check_inference_length(scope["headers"], len(body))
                 await self._run(scope, receive, exchange, body)
         except ApiError as error:
             await exchange.refuse(error)
@@ -60,6 +67,14 @@ class RequestGate:
             log = self._log.debug if exchange.is_probe else self._log.info
             log("request", **exchange.facts())
             structlog.contextvars.unbind_contextvars("request_id")
+
+    def _refusal(self, scope: Scope) -> ApiError | None:
+        """Put the head into one form; return why that cannot be done."""
+        try:
+            self._head_rules.check(scope)
+        except ApiError as error:
+            return error
+        return None
 
     async def _run(self, scope: Scope, receive: Receive, exchange: Exchange, body: bytes) -> None:
         """Run the application until it is done; cancel it when its client leaves before that."""

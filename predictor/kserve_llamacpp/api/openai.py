@@ -7,6 +7,7 @@ from fastapi import FastAPI, Request, Response
 
 from kserve_llamacpp.api.answer import Answer
 from kserve_llamacpp.api.models import Models
+from kserve_llamacpp.api.path_names import NAME
 from kserve_llamacpp.api.shapes import ChatShape, TextShape
 from kserve_llamacpp.resume import resumable_of
 from kserve_llamacpp.served_model import ServedModel
@@ -32,7 +33,7 @@ def add_openai_routes(app: FastAPI, models: Models, limits: RequestLimits) -> No
             ("POST", _CHAT, routes.chat),
             ("POST", _TEXT, routes.complete),
             ("GET", "/models", routes.list_models),
-            ("GET", "/models/{model_name}", routes.get_model),
+            ("GET", f"/models/{NAME}", routes.get_model),
         ):
             app.add_api_route(
                 prefix + path, endpoint, methods=[method], response_model=None, tags=["OpenAI"]

@@ -14,6 +14,7 @@ from kserve_llamacpp import __version__
 from kserve_llamacpp.api.json_bounds import JSONBounds
 from kserve_llamacpp.api.models import Models
 from kserve_llamacpp.api.openai import GENERATING, add_openai_routes
+from kserve_llamacpp.api.path_names import NAME
 from kserve_llamacpp.api.v2 import V2Routes
 from kserve_llamacpp.metrics import exposition
 from openai_protocol.errors import http_error
@@ -40,11 +41,9 @@ def application(models: Models, predict: Predict, limits: RequestLimits, has_doc
     )
     add_openai_routes(app, models, limits)
     app.add_middleware(JSONBounds, limits=limits, has_own=GENERATING)
+    app.add_api_route(f"/v1/models/{NAME}:predict", predict, methods=["POST"], response_model=None)
     app.add_api_route(
-        "/v1/models/{model_name}:predict", predict, methods=["POST"], response_model=None
-    )
-    app.add_api_route(
-        "/v1/models/{model_name}:{verb}", _no_verb, methods=["POST"], response_model=None
+        f"/v1/models/{NAME}:{{verb}}", _no_verb, methods=["POST"], response_model=None
     )
     v2 = V2Routes(models)
     for path, endpoint in (
@@ -54,8 +53,8 @@ def application(models: Models, predict: Predict, limits: RequestLimits, has_doc
         ("/v2/health/live", v2.live),
         ("/v2/health/ready", v2.ready),
         ("/v2/models", v2.list_models),
-        ("/v2/models/{model_name}", v2.model_metadata),
-        ("/v2/models/{model_name}/ready", v2.model_ready),
+        (f"/v2/models/{NAME}", v2.model_metadata),
+        (f"/v2/models/{NAME}/ready", v2.model_ready),
     ):
         app.add_api_route(path, endpoint, methods=["GET"], response_model=None)
     return app

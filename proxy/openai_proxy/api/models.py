@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from http_edge import paths
 from openai_protocol.errors import ApiError, http_error, internal_error, model_not_found
 from openai_protocol.responses import model_list
 from openai_proxy import __version__
@@ -42,6 +43,7 @@ def build(
         """Describe one of the models."""
         if not model:
             raise http_error(404, "GET", request.url.path)
+        model = paths.part(model)
         exchange = exchange_of(request.scope)
         exchange.route = request.scope["route"].path
         exchange.model = model

@@ -1,4 +1,4 @@
-"""Settings of the proxy's edge towards clients: CORS and TLS."""
+"""Settings of the proxy's edge towards clients: hosts, CORS and TLS."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
+from http_edge.hosts import checked_host
 from openai_proxy.config.types import NoDecode
 from openai_proxy.cors import EXPOSED_HEADERS, Cors, checked_origin
 from openai_proxy.routing.headers import header_name
@@ -38,6 +39,13 @@ class EdgeSettings(BaseModel):
         600, ge=0, le=86400, description="How long browsers remember what a page may do."
     )
 
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Hosts that the proxy may be asked for, with commas between: "
+        "`app.example.com`, `*.example.com`, or `*` for any; besides these, localhost and the "
+        "address that a request has come to. By default no others on loopback, and any elsewhere.",
+    )
+
     tls_cert_file: Path | None = Field(
         None,
         description="Certificate chain of the proxy, as PEM: with it, HTTPS is spoken and HTTP no "
@@ -53,7 +61,7 @@ class EdgeSettings(BaseModel):
         "1.2", description="Oldest version of TLS that is spoken."
     )
 
-    @field_validator("cors_allow_origins", "cors_expose_headers", mode="before")
+    @field_validator("cors_allow_origins", "cors_expose_headers", "allowed_hosts", mode="before")
     @classmethod
     def _split_lists(cls, value: Any) -> Any:
         """Take a list as text: with commas, or, as the chart writes it, as JSON."""
@@ -70,6 +78,11 @@ class EdgeSettings(BaseModel):
     @classmethod
     def _are_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(checked_origin(origin) for origin in value)
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _are_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(checked_host(host) for host in value)
 
     @field_validator("cors_expose_headers")
     @classmethod

@@ -11,6 +11,8 @@ import pytest
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from http_edge.head_rules import HeadRules
+from http_edge.hosts import HostRules
 from kserve_llamacpp.api.middleware import RequestGate
 from openai_protocol.errors import RateLimited
 from tests.predictor.fake_process import settle
@@ -30,7 +32,10 @@ class _Call:
             "type": "http",
             "method": method,
             "path": path,
-            "headers": [(name.encode(), value.encode()) for name, value in names.items()],
+            "headers": [
+                (b"host", b"localhost"),
+                *((name.encode(), value.encode()) for name, value in names.items()),
+            ],
         }
         self.sent: list[Message] = []
         self.num_received = 0
@@ -40,6 +45,7 @@ class _Call:
         self._gate = RequestGate(
             app,
             max_body_bytes=_LIMIT,
+            head_rules=HeadRules(HostRules("127.0.0.1")),
             is_draining=lambda: self.is_draining,
             clock=lambda: self.now,
         )

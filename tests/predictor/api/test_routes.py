@@ -75,7 +75,7 @@ def listed(routes: list[BaseRoute]) -> Iterator[str]:
         if included := getattr(route, "original_router", None):  # what `include_router` adds
             yield from listed(included.routes)
             continue
-        path = getattr(route, "path", "")
+        path = getattr(route, "path", "").replace(":name}", "}")
         for method in getattr(route, "methods", None) or [type(route).__name__]:
             yield f"{method} {path}"
 
