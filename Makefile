@@ -62,6 +62,11 @@ soak: dev ## show that 200 prompts give the same bytes alone and in company: 20 
 	@$(bootstrap) model >/dev/null
 	@exec $(venv)/python -m pytest tests/soak -m soak -s $(TEST_ARGS)
 
+.PHONY: attack
+attack: dev ## attack proxy and predictor with all that a client can send: TEST_ARGS='-k fuzz'
+	@$(bootstrap) model >/dev/null
+	@exec $(venv)/python -m pytest tests/attack -m '' -s $(TEST_ARGS)
+
 .PHONY: lint
 lint: dev ## check style and formatting
 	$(venv)/ruff check .

@@ -29,7 +29,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     for item in items:
         if item.get_closest_marker("model") and "memories" not in item.path.parts:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+            # those of tests/attack share servers over all their modules
+            group = "attack" if "attack" in item.path.parts else item.path.stem
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
