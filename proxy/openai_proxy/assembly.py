@@ -26,7 +26,7 @@ from openai_proxy.routing.client_tls import ClientTLSContext
 from openai_proxy.routing.connections import ClientOptions, Connections
 from openai_proxy.routing.credentials import Credentials
 from openai_proxy.routing.endpoints import Endpoints, is_address, look_up
-from openai_proxy.routing.headers import HeaderRules
+from openai_proxy.routing.headers import HeaderRules, HeaderSettings
 from openai_proxy.routing.models import Model, ModelTable
 from openai_proxy.routing.retry import RetryPolicy
 from openai_proxy.routing.router import Router
@@ -119,7 +119,7 @@ class Assembly:
 
     def _access(self, settings: UpstreamSettings, connections: Connections) -> Access:
         try:
-            rules = HeaderRules(settings.headers) if settings.headers is not None else None
+            rules = HeaderRules(settings.headers or HeaderSettings())
             tls = ClientTLSContext(settings.tls, settings.name) if settings.tls else None
             credentials = None
             if settings.credentials is not None:

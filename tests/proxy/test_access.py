@@ -9,6 +9,7 @@ import pytest
 from aiohttp import web
 
 from openai_proxy.config import ConfigError, load
+from openai_proxy.routing.access import Access
 from tests.proxy import harness
 from tests.proxy.harness import CHAT, COMPLETION, MESSAGES, StandIn, answered
 
@@ -21,7 +22,7 @@ async def test_credentials_and_rules(upstream: StandIn) -> None:
     """The upstream gets the proxy's key, what rules set, and nothing that they drop."""
     settings = {
         "upstream_credentials": {"authorization": "sesame", "resource_group": "blue"},
-        "upstream_headers": {"drop": ["x-inner-*"], "set": {"x-team": "red"}},
+        "upstream_headers": {"pass": ["x-*"], "drop": ["x-inner-*"], "set": {"x-team": "red"}},
     }
     async with harness.proxy(upstream_url=upstream.url, **settings) as proxy:
         headers = {"authorization": "Bearer mine", "x-inner-a": "1", "x-outer": "2"}
@@ -32,6 +33,52 @@ async def test_credentials_and_rules(upstream: StandIn) -> None:
     assert seen["authorization"] == "Bearer sesame"
     assert (seen["ai-resource-group"], seen["x-team"], seen["x-outer"]) == ("blue", "red", "2")
     assert "x-inner-a" not in seen
+
+
+CREDENTIALS = {
+    "Authorization": "k",
+    "X-Api-Key": "k",
+    "Api-Key": "k",
+    "X-Goog-Api-Key": "k",
+    "Ocp-Apim-Subscription-Key": "k",
+    "X-Auth-Token": "k",
+    "Cookie": "k=k",
+    "X-New": "k",
+}
+LISTED = {
+    "baggage": "a=b",
+    "x-tenant": "blue",
+    "user-agent": "u",
+    "accept-language": "de",
+    "openai-project": "p",
+    "x-stainless-os": "l",
+}
+
+
+@pytest.mark.parametrize("dialect", ["openai", "kserve-v1", "shimmy"])
+@pytest.mark.parametrize("path", [CHAT, "/v1/embeddings"])
+async def test_keys_by_other_names(upstream: StandIn, dialect: str, path: str) -> None:
+    """By default an upstream gets listed headers of a client, and no key by any name."""
+    body: dict[str, Any] = {"model": "tiny", "messages": MESSAGES, "input": "x"}
+    del body["input" if path == CHAT else "messages"]
+    settings = {"upstream_url": upstream.url, "upstream_dialect": dialect}
+    async with harness.proxy(**settings) as proxy:
+        headers = CREDENTIALS | LISTED
+        async with proxy.http.post(proxy.url + path, json=body, headers=headers) as response:
+            await response.read()
+    if dialect != "openai" and path != CHAT:
+        assert upstream.requests == []  # no such endpoint there
+        return
+    seen = headers_of(upstream)
+    assert {name: seen.get(name) for name in LISTED} == LISTED
+    own = {"host", "accept-encoding", "x-request-id", "content-type", "content-length", "accept"}
+    assert seen.keys() - LISTED.keys() <= own
+
+
+def test_a_backend_of_the_proxys_own() -> None:
+    """What no rules were given for gets listed headers alone, too."""
+    headers = [("x-auth-token", "k"), ("x-tenant", "blue"), ("host", "there")]
+    assert Access().passed(headers, []) == headers[1:]
 
 
 async def test_no_agent_is_made_up(upstream: StandIn) -> None:

@@ -21,7 +21,24 @@ FROM_CLIENT: Headers = [
     ("x-tenant", "blue"),
     ("x-trace-id", "7"),
     ("user-agent", "test"),
+    ("openai-beta", "a"),
+    ("x-stainless-lang", "python"),
+    ("baggage", "k=v"),
+    ("accept-language", "de"),
+    ("x-goog-api-key", "of-the-client"),
+    ("ocp-apim-subscription-key", "of-the-client"),
+    ("x-auth-token", "of-the-client"),
+    ("x-unheard-of", "of-the-client"),
 ]
+# What passes of these unless a rule says otherwise.
+LISTED = {
+    "x-tenant": "blue",
+    "user-agent": "test",
+    "openai-beta": "a",
+    "x-stainless-lang": "python",
+    "baggage": "k=v",
+    "accept-language": "de",
+}
 
 
 def rules(**settings: Any) -> HeaderRules:
@@ -45,9 +62,10 @@ OWN = {
 }
 
 
-def test_without_rules() -> None:
-    """Without rules, what the dialect gives is sent as it is."""
-    assert sent() == {**OWN, "x-tenant": "blue", "x-trace-id": "7", "user-agent": "test"}
+def test_by_default() -> None:
+    """Without rules only listed headers of a client are sent: none of them is a key."""
+    assert sent() == {**OWN, **LISTED}
+    assert "baggage" not in sent(drop=["baggage"])
 
 
 def test_pass() -> None:
@@ -64,6 +82,30 @@ def test_keys_of_clients() -> None:
     passed = sent(**{"pass": ["authorization", "x-tenant"]})
     assert passed["authorization"] == "Bearer of-the-client"
     assert "cookie" not in passed
+
+
+KEYS = (
+    *("x-goog-api-key", "ocp-apim-subscription-key", "x-auth-token", "cookie2", "x-functions-key"),
+    *("x-apikey", "private-token", "x-amz-security-token", "x-client-secret", "x-password"),
+)
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_keys_of_other_names(name: str) -> None:
+    """A key by another name passes no pattern either, only its own name."""
+    key = [(name, "of-the-client")]
+    for pattern in ("*", "x-*", name[:4] + "*"):
+        assert rules(**{"pass": [pattern]}).apply(key, key) == []
+    assert rules(**{"pass": [name]}).apply(key, key) == key
+    assert rules(**{"pass": [name], "drop": ["*"]}).apply(key, key) == []
+    assert rules(set={name: "ours"}).sets_a_key
+
+
+def test_no_keys() -> None:
+    """A name that only resembles that of a key passes a pattern."""
+    names = ("x-trace-id", "idempotency-key", "x-tenant", "x-stainless-retry-count", "monkey")
+    headers = [(name, "1") for name in names]
+    assert rules(**{"pass": ["*"]}).apply(headers) == headers
 
 
 def test_set_wins_over_a_clients_key() -> None:

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from openai_proxy.dialects.base import Headers
 from openai_proxy.routing.client_tls import ClientTLSContext
 from openai_proxy.routing.credentials import Credentials
-from openai_proxy.routing.headers import HeaderRules
+from openai_proxy.routing.headers import HeaderRules, HeaderSettings
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """How one upstream is spoken to; without anything: as its dialect does, over plain TLS."""
+    """How one upstream is spoken to; by default with listed headers alone, over plain TLS."""
 
-    rules: HeaderRules | None = None
+    rules: HeaderRules = field(default_factory=lambda: HeaderRules(HeaderSettings()))
     credentials: Credentials | None = None
     tls: ClientTLSContext | None = None
 
     def passed(self, headers: Headers, from_client: Headers) -> Headers:
         """Return what is sent of a request's headers; `from_client` are all of the client's."""
-        if self.rules is None:
-            return headers
         return self.rules.apply(headers, from_client)
 
     async def shown(self) -> Headers:
@@ -32,7 +30,7 @@ class Access:
     @property
     def has_own_key(self) -> bool:
         """Whether the proxy shows a key of its own, by credentials or by a rule."""
-        return self.credentials is not None or (self.rules is not None and self.rules.sets_a_key)
+        return self.credentials is not None or self.rules.sets_a_key
 
     def may_try_again(self, shown: Headers) -> bool:
         """Tell, after a 401, whether there may be better credentials than those that were shown."""

@@ -1,5 +1,7 @@
 """Which of a client's headers an upstream gets, and what it gets besides; pure but for files.
 
+Only listed ones pass: a list of those that do not would never be complete.
+
 headers:
   pass: [x-tenant, x-trace-*]
   drop: [x-internal-*]
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from time import monotonic
 from typing import Annotated, Any
@@ -39,8 +42,20 @@ _FRAMING = frozenset(
         *("upgrade", "expect", "content-length", "content-encoding", "accept-encoding"),
     }
 )
-# The client's own keys. They pass only where a rule names them in full: a pattern may not mean it.
-_CREDENTIALS = frozenset({"authorization", "x-api-key", "api-key", "cookie"})
+# What passes unless a rule says otherwise: none of them lets a client in anywhere.
+DEFAULT_PASSED = (
+    *("traceparent", "tracestate", "baggage", "x-request-id", "x-tenant"),
+    *("user-agent", "accept-language", "openai-*", "x-stainless-*"),
+)
+# A client's own keys, by any of their names. They pass only where a rule names them in full: a
+# pattern may not mean it.
+_CREDENTIAL = re.compile(
+    r"authorization|cookie|passw|secret|credential|api[-_]?key|(^|[-_])tokens?$"
+    r"|(subscription|access|auth|functions|account|private|shared|session)[-_]?key"
+)
+# Those of them that dialects withhold by themselves.
+_WITHHELD = frozenset({"authorization", "x-api-key", "api-key", "cookie"})
+_KEPT_ANSWERS = 1024
 
 
 def header_name(name: str) -> str:
@@ -104,12 +119,11 @@ class HeaderSettings(BaseModel):
         frozen=True, extra="forbid", hide_input_in_errors=True, populate_by_name=True
     )
 
-    pass_: tuple[HeaderPattern, ...] | None = Field(
-        default=None,
+    pass_: tuple[HeaderPattern, ...] = Field(
+        default=DEFAULT_PASSED,
         alias="pass",
-        description="Headers of clients that are passed on; by default all but those that are the "
-        "proxy's business: keys, cookies, what belongs to the connection. A client's key passes "
-        "only where it is named here in full, such as authorization.",
+        description="Headers of clients that are passed on, and no others; in place of the usual "
+        "ones. A client's key passes only where it is named here in full, such as authorization.",
     )
     drop: tuple[HeaderPattern, ...] = Field(
         default=(), description="Headers that are not sent; this wins over `pass`."
@@ -126,9 +140,10 @@ class HeaderRules:
 
     def __init__(self, settings: HeaderSettings, clock: Callable[[], float] = monotonic) -> None:
         """Raises ValueError for a file of `set` that cannot be read."""
-        self._passed = None if settings.pass_ is None else _Names(settings.pass_)
+        self._passed = _Names(settings.pass_)
         self._dropped = _Names(settings.drop)
-        self._keys = _CREDENTIALS.intersection(settings.pass_ or ())
+        self._keys = _WITHHELD.intersection(settings.pass_)
+        self._is_kept = lru_cache(_KEPT_ANSWERS)(self._decide)
         self._set = {
             name: SecretText(f"header {name}", value.value, value.value_file, header_value, clock)
             for name, value in settings.set.items()
@@ -137,7 +152,7 @@ class HeaderRules:
     @property
     def sets_a_key(self) -> bool:
         """Whether the proxy's own key is among what is set."""
-        return bool(_CREDENTIALS & self._set.keys())
+        return any(_CREDENTIAL.search(name) for name in self._set)
 
     def apply(self, headers: Headers, from_client: Headers | None = None) -> Headers:
         """Return the headers to send, of those that a dialect gives.
@@ -153,12 +168,13 @@ class HeaderRules:
         kept += [(name, secret.value()) for name, secret in self._set.items()]
         return kept
 
-    def _is_kept(self, name: str) -> bool:
+    def _decide(self, name: str) -> bool:
         if name in self._set or name in self._dropped.names:
             return False
-        if name in DROPPED_HEADERS:
+        if name in DROPPED_HEADERS and name not in self._keys:
             return True  # no header of a client: those of these names never get here
-        is_passed = self._passed is None or name in self._passed
+        is_key = _CREDENTIAL.search(name) is not None
+        is_passed = name in (self._passed.names if is_key else self._passed)
         return is_passed and name not in self._dropped
 
 
