@@ -110,6 +110,7 @@ class ServedModel:
         resumable: Resumable | None = None,
     ) -> list[Generation]:
         """Submit a chat, one generation a choice; raises as `complete` does."""
+        self._check_count(body.num_generated_choices, "n")
         requests = chat_requests(body, self._template, self.facts, request_id)
         return self._submit(requests, body, tenant, resumable)
 
@@ -125,6 +126,7 @@ class ServedModel:
         Raises ApiError; submits all or none. Whoever calls must cancel what is left of them,
         whatever happens.
         """
+        self._check_count(len(body.prompts()) * body.num_generated_choices, "prompt")
         requests = completion_requests(body, self.facts, request_id)
         return self._submit(requests, body, tenant, resumable)
 
@@ -135,16 +137,19 @@ class ServedModel:
         tenant: Tenant,
         resumable: Resumable | None,
     ) -> list[Generation]:
-        most = self._config.max_waiting + self.facts.max_sequences
-        if len(requests) > most:
-            raise InvalidRequest(
-                f"The request asks for {len(requests)} answers at once; this model server takes "
-                f"{most} at most: lower 'n' or 'best_of', or send fewer prompts.",
-                param="n" if requests[0].field == "messages" else "prompt",
-            )
         if resumable is not None:
             requests = resumable.requests(requests, self.facts, self._config.deterministic)
         return self.engine.submit([self._of_tenant(r, body, tenant) for r in requests])
+
+    def _check_count(self, num_answers: int, param: str) -> None:
+        """Raise InvalidRequest for more answers than the queue could ever take, made of nothing."""
+        most = self._config.max_waiting + self.facts.max_sequences
+        if num_answers > most:
+            raise InvalidRequest(
+                f"The request asks for {num_answers} answers at once; this model server takes "
+                f"{most} at most: lower 'n' or 'best_of', or send fewer prompts.",
+                param=param,
+            )
 
     def cancel(self, generations: list[Generation]) -> None:
         """Drop those that still run."""

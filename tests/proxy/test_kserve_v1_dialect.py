@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -231,6 +232,7 @@ def test_an_endless_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
         ("instances[1].messages[0].content", "messages[0].content"),
         ("instances[0]", None),
         ("instances", None),
+        ("parameters.temperature", "temperature"),
         ("model", "model"),
         (None, None),
     ],
@@ -379,3 +381,12 @@ async def test_a_client_that_leaves(proxy: harness.Proxy, server: Server) -> Non
     await server.began.wait()
     waiting.cancel()
     await asyncio.wait_for(server.closed.wait(), 5)
+
+
+def test_copies_of_a_prompt_are_bounded() -> None:
+    """Where each choice takes its prompt anew, a large one cannot be asked for many times."""
+    large = b"x" * (1 << 20)
+    with pytest.raises(InvalidRequest) as caught:
+        KServeV1Dialect().request(dataclasses.replace(text(n=17), body=large))
+    assert caught.value.param == "n"
+    assert KServeV1Dialect().request(dataclasses.replace(text(n=16), body=large))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import struct
 from collections.abc import AsyncIterator
@@ -499,3 +500,12 @@ def test_any_error_is_an_envelope(status: int, body: bytes) -> None:
     error = KServeV2Dialect().error(AnswerHead(status, ""), body)
     assert isinstance(error, ApiError)
     assert error.code
+
+
+def test_copies_of_a_prompt_are_bounded() -> None:
+    """Where each choice takes its prompt anew, a large one cannot be asked for many times."""
+    large = b"x" * (1 << 20)
+    with pytest.raises(InvalidRequest) as caught:
+        KServeV2Dialect().request(dataclasses.replace(text(n=17), body=large))
+    assert caught.value.param == "n"
+    assert KServeV2Dialect().request(dataclasses.replace(text(n=16), body=large))

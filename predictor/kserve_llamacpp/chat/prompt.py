@@ -17,6 +17,9 @@ from openai_protocol.requests import ChatCompletionRequest, CompletionRequest, G
 # Small and quantised models have a long tail of nonsense; llama.cpp's own server cuts it off, too.
 DEFAULT_MIN_P = 0.05
 
+# Prompts that an answer repeats, once for each of their choices.
+MAX_ECHOED_CHARACTERS = 8 * 1024 * 1024
+
 _MAX_TOKEN_DIGITS = 10
 
 Number = TypeVar("Number", int, float)
@@ -82,14 +85,29 @@ def completion_requests(
         )
     if body.echo and body.logprobs is not None:
         raise _unsupported("echo", "this model server has no logprobs of prompts")
-    if body.echo and not all(isinstance(prompt, str) for prompt in prompts):
-        raise _unsupported("echo", "this model server repeats prompts of text alone")
+    if body.echo:
+        _check_echo(body, prompts)
     request = _request(body, facts, request_id, "prompt")
     return [
         choice
         for prompt in prompts
         for choice in _choices(dataclasses.replace(request, prompt=prompt), body)
     ]
+
+
+def _check_echo(body: CompletionRequest, prompts: list[str | list[int]]) -> None:
+    """Refuse an echo that cannot be given, or that would be copied into too much."""
+    num_characters = 0
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            raise _unsupported("echo", "this model server repeats prompts of text alone")
+        num_characters += len(prompt)
+    if num_characters * body.num_choices > MAX_ECHOED_CHARACTERS:
+        raise _conflict(
+            "echo",
+            f"{body.num_choices} times {num_characters} characters are more than "
+            f"{MAX_ECHOED_CHARACTERS}",
+        )
 
 
 def refuse_unsupported(body: GenerationRequest) -> None:

@@ -34,7 +34,7 @@ from openai_proxy.dialects.openai import invalid_response
 from openai_proxy.dialects.options import one_of, truth
 from openai_proxy.dialects.outcomes import finish_reason, single
 from openai_proxy.dialects.parameters import Unsupported
-from openai_proxy.dialects.prompts import num_texts, texts_of
+from openai_proxy.dialects.prompts import num_texts, refuse_many_copies, texts_of
 from openai_proxy.dialects.upstream_errors import answered, protocol_error
 from openai_proxy.dialects.vocabulary import Defaults, Names, same, vocabulary
 
@@ -43,7 +43,7 @@ _NOT_IN_AN_INSTANCE = frozenset({"model", "n", "stream", "stream_options", "user
 _OPENAI = same(
     *(name for name in GenerationRequest.model_fields if name not in _NOT_IN_AN_INSTANCE)
 )
-_PLACE = re.compile(r"^instances(\[\d+\])?\.?")
+_PLACE = re.compile(r"^(instances(\[\d+\])?|parameters)\.?")
 _INT64 = 2**63
 
 
@@ -89,6 +89,7 @@ class KServeV1Dialect:
         """Translate a call; raises InvalidRequest for what such a model cannot do."""
         asked = asked_of(call)
         num_texts(call)  # not more than may be asked for at once
+        refuse_many_copies(call)
         path = f"/models/{model_segment(call, self._model)}:predict"
         parameters = self._vocabulary.parameters(asked, done_here=("n",))
         instances = [

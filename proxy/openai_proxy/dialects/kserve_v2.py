@@ -39,7 +39,7 @@ from openai_proxy.dialects.openai import invalid_response
 from openai_proxy.dialects.options import one_of, truth
 from openai_proxy.dialects.outcomes import finish_reason, single
 from openai_proxy.dialects.parameters import Unsupported
-from openai_proxy.dialects.prompts import num_texts, prompt_of, texts_of
+from openai_proxy.dialects.prompts import num_texts, prompt_of, refuse_many_copies, texts_of
 from openai_proxy.dialects.tensors import read_answer, read_tensors
 from openai_proxy.dialects.upstream_errors import protocol_error
 from openai_proxy.dialects.vocabulary import Defaults, Names, same, vocabulary
@@ -130,6 +130,7 @@ class KServeV2Dialect:
 
     def _infer_body(self, call: Call) -> Json:
         count = num_texts(call)
+        refuse_many_copies(call)
         texts = texts_of(call, self._render)
         data = [text for text in texts for _ in range(asked_of(call).num_choices)]
         tensor = {

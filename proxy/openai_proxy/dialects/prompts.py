@@ -9,6 +9,8 @@ from openai_proxy.dialects.base import Call, Render
 
 # One request may ask for this many texts: `n` and several prompts multiply.
 MAX_TEXTS = 128
+# What is sent to an upstream that takes each choice as a prompt of its own.
+MAX_COPIED_BYTES = 16 * 1024 * 1024
 
 
 def prompts_of(call: Call, render: Render | None) -> list[str | list[int]]:
@@ -68,6 +70,20 @@ def num_texts(call: Call) -> int:
             param="n",
         )
     return num_prompts * asked.num_choices
+
+
+def refuse_many_copies(call: Call) -> None:
+    """Raise InvalidRequest where the copies of a request's prompts would be too much.
+
+    It is for upstreams that take a prompt once for each of its choices.
+    """
+    num_choices = asked_of(call).num_choices
+    if num_choices > 1 and num_choices * len(call.body) > MAX_COPIED_BYTES:
+        raise InvalidRequest(
+            f"Invalid 'n': this model's server takes a prompt once for each choice, and "
+            f"{num_choices} times {len(call.body)} bytes are more than {MAX_COPIED_BYTES}.",
+            param="n",
+        )
 
 
 def _unsupported(text: str) -> InvalidRequest:

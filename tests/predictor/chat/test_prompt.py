@@ -266,3 +266,19 @@ def test_a_logit_bias_for_no_token_is_refused(key: str) -> None:
     assert (error.status, error.code, error.param) == (400, "invalid_value", "logit_bias")
     assert "below 258" in error.message
     assert len(error.message) < 200
+
+
+def test_choices_share_one_prompt() -> None:
+    """128 choices of a prompt of eight megabytes hold it once."""
+    requests = _texts("x" * (8 << 20), n=128)
+
+    assert len(requests) == 128
+    assert len({id(request.prompt) for request in requests}) == 1
+
+
+def test_an_echo_is_bounded() -> None:
+    """A prompt that an answer would repeat 128 times is refused where that is too much."""
+    assert len(_texts("x" * (8 << 20), n=1, echo=True)) == 1
+    with pytest.raises(InvalidRequest) as caught:
+        _texts(["x" * (40 << 10)] * 2, n=128, echo=True)
+    assert caught.value.param == "echo"

@@ -113,7 +113,7 @@ CASES: list[tuple[str, Any, int, str | None, str]] = [
         PREDICT,
         {"instances": ["a"], "parameters": {"n": 2}},
         400,
-        "instances[0].n",
+        "parameters.n",
         "unsupported_parameter",
     ),
     (
