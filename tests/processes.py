@@ -143,12 +143,24 @@ class Server:
 
 
 class Predictor(Server):
-    """A predictor with the real model, on a free port."""
+    """A predictor with the real model, on a free port; `first` is Python that runs before it."""
 
-    def __init__(self, model_path: Path, *flags: str, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        model_path: Path,
+        *flags: str,
+        env: dict[str, str] | None = None,
+        first: str | None = None,
+    ) -> None:
+        run = ("-m", "kserve_llamacpp")
+        if first is not None:
+            run = (
+                "-c",
+                f"{first}; from kserve_llamacpp.server import main; raise SystemExit(main())",
+            )
         super().__init__(
             [
-                *(sys.executable, "-m", "kserve_llamacpp", "--model_name=smollm2"),
+                *(sys.executable, *run, "--model_name=smollm2"),
                 *(f"--model_dir={model_path}", "--http_host=127.0.0.1", "--http_port=0"),
                 *("--log_format=json", "--drain_delay_seconds=0"),
                 *(f"--n_threads={NUM_THREADS}", *flags),

@@ -171,7 +171,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--max_engine_restarts",
         type=int,
         default=5,
-        help="Engine deaths within five minutes after which the model stays not ready.",
+        help="Engine deaths in a row, without a token in between, past which the model is not "
+        "ready and requests get 503 until an engine answers; it is started again all the same, "
+        "after 30 seconds at most.",
     )
     add(
         "--watchdog_seconds",

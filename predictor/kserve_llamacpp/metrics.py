@@ -111,6 +111,14 @@ class EngineMetrics:
         self._hangs = counter(
             "kserve_llamacpp:engine_hangs", "Those of them that were killed since they hung."
         )
+        self._not_started = counter(
+            "kserve_llamacpp:engine_start_failures",
+            "Engines that could not be started, or could not load the model again.",
+        )
+        self._guilty = counter(
+            "kserve_llamacpp:guilty_requests",
+            "Requests that failed since engines died under them, the last one while alone.",
+        )
         self._ready = gauge(
             "kserve_llamacpp:model_ready", "1 while the model answers; 0 during a restart, too."
         )
@@ -145,6 +153,14 @@ class EngineMetrics:
     def engine_died(self, exit_status: int | None) -> None:
         """The engine's process ended by itself."""
         self._restarts.inc()
+
+    def engine_not_started(self) -> None:
+        """No engine could be started, or it could not load the model."""
+        self._not_started.inc()
+
+    def request_guilty(self, request_id: str, num_deaths: int) -> None:
+        """Engines died under a request, the last one with nothing else running."""
+        self._guilty.inc()
 
     def stepped(self, stats: Stats) -> None:
         """The engine finished a step."""

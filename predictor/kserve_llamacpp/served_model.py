@@ -14,11 +14,13 @@ from kserve_llamacpp.engine.client import EngineClient
 from kserve_llamacpp.engine.frames import ModelFacts
 from kserve_llamacpp.engine.generation import Generation, Request
 from kserve_llamacpp.engine.observers import EngineState
-from kserve_llamacpp.engine.process import EngineProcess, RestartPolicy, Restarts, worker_command
+from kserve_llamacpp.engine.process import EngineProcess, worker_command
+from kserve_llamacpp.engine.restarts import RestartPolicy, Restarts
 from kserve_llamacpp.engine.watchdog import Watchdog
 from kserve_llamacpp.engine.worker_options import WorkerOptions
 from kserve_llamacpp.errors import (
     ConfigurationError,
+    EngineLostError,
     MemoryExceededError,
     ModelFileError,
     StartupError,
@@ -52,6 +54,7 @@ class ServedModel:
         self._config = config
         self._log = structlog.get_logger("model")
         self._template: ChatTemplate | None = None
+        self._why_lost = ""
         self._metrics = EngineMetrics(
             self.name, lambda: self.engine.num_waiting, lambda: self.engine.num_running
         )
@@ -92,11 +95,21 @@ class ServedModel:
         )
         self.engine.start()
         await self.engine.settled()
-        if self.engine.state is EngineState.FAILED:
+        if self.engine.state is EngineState.FAILED and not self._why_lost:
             fatal = self.engine.fatal
             if fatal is None:
                 raise StartupError("the engine died several times while it loaded the model")
             raise _STARTUP_ERRORS.get(fatal.reason, StartupError)(fatal.message)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the engine is still looked after; otherwise only a new server can help."""
+        return self.engine.is_alive
+
+    async def lost(self) -> EngineLostError:
+        """Wait until only a new server can help; return why."""
+        await self.engine.lost()
+        return EngineLostError(f"only a new server can start another engine: {self._why_lost}")
 
     async def stop(self) -> None:
         """End the engine; requests that still run fail."""
@@ -193,6 +206,16 @@ class ServedModel:
         """Log it; the client starts another engine."""
         self._metrics.engine_died(exit_status)
         self._log.error("engine_died", model=self.name, exit_status=exit_status)
+
+    def engine_not_started(self, why: str) -> None:
+        """Log it; the client tries again."""
+        self._metrics.engine_not_started()
+        self._log.error("engine_not_started", model=self.name, error=why)
+
+    def engine_lost(self, why: str) -> None:
+        """Log it; liveness fails, and the server ends."""
+        self._why_lost = why
+        self._log.critical("engine_lost", model=self.name, error=why)
 
     def _make_template(self, facts: ModelFacts) -> ChatTemplate | None:
         source = self._config.chat_template or facts.chat_template

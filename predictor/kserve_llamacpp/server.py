@@ -30,7 +30,7 @@ from kserve_llamacpp.api.models import Models
 from kserve_llamacpp.api.routes import application
 from kserve_llamacpp.certificate import certificate_files
 from kserve_llamacpp.config import Config, add_flags, read_config
-from kserve_llamacpp.errors import StartupError
+from kserve_llamacpp.errors import EngineLostError, StartupError
 from kserve_llamacpp.grpc_server import GrpcServer, GrpcSettings
 from kserve_llamacpp.listener import bind
 from kserve_llamacpp.logging import configure_logging
@@ -83,6 +83,7 @@ class LlamaCppServer(ModelServer):  # type: ignore[misc]  # kserve has no types
         rest.close()  # KServe's own start, for which ours stands in
         serving = asyncio.create_task(self._serve_http())
         self.register_model(LlamaCppModel(self._served))
+        ending = asyncio.create_task(self._end_when_lost())
         try:
             if self._config.enable_grpc:
                 await self._start_grpc()
@@ -93,6 +94,16 @@ class LlamaCppServer(ModelServer):  # type: ignore[misc]  # kserve has no types
         await serving
         await self._stop_grpc()
         await self._served.stop()
+        ending.cancel()
+
+    async def _end_when_lost(self) -> None:
+        """End the process where only a new one can help, so that its supervisor starts one."""
+        error = await self._served.lost()
+        self._exit_status = report(error)
+        seconds = self._config.grace_seconds + 2 * _CLOSE_SECONDS
+        asyncio.get_running_loop().call_later(seconds, os._exit, self._exit_status)
+        self._stop_http()
+        await self._stop_grpc()
 
     async def _serve_http(self) -> None:
         rest = self._rest_server
@@ -175,8 +186,9 @@ class LlamaCppServer(ModelServer):  # type: ignore[misc]  # kserve has no types
 
 
 def report(error: StartupError) -> int:
-    """Log why the predictor cannot start; return its exit status."""
-    structlog.get_logger("server").critical("startup_failed", error=str(error))
+    """Log why the predictor cannot start, or go on; return its exit status."""
+    event = "server_lost" if isinstance(error, EngineLostError) else "startup_failed"
+    structlog.get_logger("server").critical(event, error=str(error))
     return error.exit_status
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import errno
 import signal
 from collections.abc import Callable
 
@@ -27,7 +28,8 @@ from kserve_llamacpp.engine.frames import (
 )
 from kserve_llamacpp.engine.generation import Delta, Generation, Request
 from kserve_llamacpp.engine.observers import EngineState
-from kserve_llamacpp.engine.process import RestartPolicy, Restarts
+from kserve_llamacpp.engine.process import NotStarted
+from kserve_llamacpp.engine.restarts import RestartPolicy, Restarts
 from kserve_llamacpp.engine.watchdog import Watchdog
 
 FACTS = ModelFacts(
@@ -63,6 +65,7 @@ class FakeProcess:
         self.num_runs = 0
         self.pid: int | None = None
         self.is_broken = False
+        self.error = OSError(errno.EMFILE, "Too many open files")
         self.num_unread_bytes = 0
         self._on_report: Callable[[Report], None] | None = None
         self._end: asyncio.Future[int | None] | None = None
@@ -70,7 +73,7 @@ class FakeProcess:
     async def run(self, on_report: Callable[[Report], None]) -> int | None:
         """Run until the test ends it."""
         if self.is_broken:
-            raise OSError("no such program")
+            raise NotStarted(self.error)
         self.num_runs += 1
         self.sent.clear()
         self.pid = 1000 + self.num_runs
@@ -95,6 +98,11 @@ class FakeProcess:
         """End the process, as SIGKILL does."""
         self.die(-signal.SIGKILL)
 
+    def fail(self, error: Exception) -> None:
+        """Have `run` raise this."""
+        assert self._end is not None
+        self._end.set_exception(error)
+
     def die(self, exit_status: int | None) -> None:
         """End the process."""
         assert self._end is not None
@@ -109,6 +117,9 @@ class Observations:
         self.fractions: list[float] = []
         self.hangs: list[float] = []
         self.deaths: list[int | None] = []
+        self.not_started: list[str] = []
+        self.lost: list[str] = []
+        self.guilty: list[tuple[str, int]] = []
         self.steps: list[Stats] = []
         self.refusals: list[str] = []
         self.queue_times: list[float] = []
@@ -128,6 +139,15 @@ class Observations:
 
     def engine_died(self, exit_status: int | None) -> None:
         self.deaths.append(exit_status)
+
+    def engine_not_started(self, why: str) -> None:
+        self.not_started.append(why)
+
+    def engine_lost(self, why: str) -> None:
+        self.lost.append(why)
+
+    def request_guilty(self, request_id: str, num_deaths: int) -> None:
+        self.guilty.append((request_id, num_deaths))
 
     def stepped(self, stats: Stats) -> None:
         self.steps.append(stats)
@@ -159,6 +179,7 @@ class ClientRun:
         max_waiting_tokens: int = 0,
         queue_timeout_seconds: float = 0,
         watchdog_seconds: float = 0,
+        restarts: Restarts | None = None,
     ) -> None:
         self.process = FakeProcess()
         self.seen = Observations()
@@ -166,7 +187,7 @@ class ClientRun:
         self.sleeps: list[float] = []
         self.client = EngineClient(
             process=self.process,
-            restarts=Restarts(RestartPolicy(max_restarts=max_restarts)),
+            restarts=restarts or Restarts(RestartPolicy(max_restarts=max_restarts)),
             limits=QueueLimits(max_waiting, max_waiting_tokens, queue_timeout_seconds),
             observer=self.seen,
             requests=self.seen,
@@ -179,6 +200,7 @@ class ClientRun:
     async def _sleep(self, seconds: float) -> None:
         self.sleeps.append(seconds)
         self.now += seconds
+        await asyncio.sleep(0)
 
     async def start(self) -> None:
         """Start the client; the process runs, the model is not loaded."""

@@ -15,6 +15,7 @@ class _Served:
 
     def __init__(self) -> None:
         self.is_ready = True
+        self.is_alive = True
 
 
 class Repository:

@@ -114,6 +114,20 @@ async def test_ready() -> None:
         assert await ready() == (False, False)
 
 
+async def test_live() -> None:
+    """The server is alive while its model is not ready, and not where a new process is needed."""
+    async with running() as run:
+
+        async def live() -> bool:
+            found: bool = pb.ServerLiveResponse.FromString(await run.call("ServerLive")).live
+            return found
+
+        run.repository.content["m"].is_ready = False
+        assert await live()
+        run.repository.content["m"].is_alive = False
+        assert not await live()
+
+
 async def test_ready_asks_the_repository() -> None:
     """Without its model the server is not ready, and the model not there."""
     async with running() as run:

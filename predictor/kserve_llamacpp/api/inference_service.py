@@ -79,7 +79,7 @@ class InferenceService:
         return serve
 
     def _server_live(self, _: Any) -> Message:
-        return pb.ServerLiveResponse(live=True)
+        return pb.ServerLiveResponse(live=_is_available(self._models.check_alive))
 
     def _server_ready(self, _: Any) -> Message:
         return pb.ServerReadyResponse(ready=_is_available(self._models.check_ready))

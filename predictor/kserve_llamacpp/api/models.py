@@ -48,3 +48,10 @@ class Models:
         models = [self._find(name) for name in self.names()]
         if not models or not all(model is not None and model.is_ready for model in models):
             raise Unavailable("The model is not ready.", retry_after_seconds=1.0)
+
+    def check_alive(self) -> None:
+        """Raise Unavailable where only a new process can help a model; loading is alive."""
+        for name in self.names():
+            model = self._find(name)
+            if model is not None and not model.is_alive:
+                raise Unavailable("The server cannot go on; it must be started again.")

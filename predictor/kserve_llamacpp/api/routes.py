@@ -47,7 +47,7 @@ def application(models: Models, predict: Predict, limits: RequestLimits, has_doc
     )
     v2 = V2Routes(models)
     for path, endpoint in (
-        ("/", _alive),
+        ("/", v2.alive),
         ("/metrics", _metrics),
         ("/v2", v2.metadata),
         ("/v2/health/live", v2.live),
@@ -63,11 +63,6 @@ def application(models: Models, predict: Predict, limits: RequestLimits, has_doc
 async def _no_verb(request: Request) -> None:
     """Refuse `:explain` and all else: the path is unknown, and not one for GET alone."""
     raise http_error(404, request.method, request.url.path[:256])
-
-
-async def _alive() -> dict[str, str]:
-    """Answer that the server runs."""
-    return {"status": "alive"}
 
 
 async def _metrics(request: Request) -> Response:

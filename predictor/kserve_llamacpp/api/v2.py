@@ -25,8 +25,14 @@ class V2Routes:
         return {"name": SERVER_NAME, "version": __version__, "extensions": []}
 
     async def live(self) -> dict[str, bool]:
-        """Answer that the server runs."""
+        """Answer that the server runs; 503 where only a new process can help."""
+        self._models.check_alive()
         return {"live": True}
+
+    async def alive(self) -> dict[str, str]:
+        """Answer as `live`, in V1's form."""
+        self._models.check_alive()
+        return {"status": "alive"}
 
     async def ready(self) -> dict[str, bool]:
         """Answer that every model can answer; 503 otherwise, and while the server drains."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -16,20 +15,20 @@ from kserve_llamacpp.engine.dispatcher import Dispatcher
 from kserve_llamacpp.engine.frames import (
     Cancel,
     Fatal,
-    Hello,
-    Loading,
     ModelFacts,
     Output,
     Rejected,
-    Report,
     Started,
     Step,
     Submit,
 )
 from kserve_llamacpp.engine.generation import Generation, Group, Request
+from kserve_llamacpp.engine.guilt import GuiltyRequests
 from kserve_llamacpp.engine.observers import EngineObserver, EngineState, RequestObserver
-from kserve_llamacpp.engine.process import KILLED_WHILE_LOADING, EngineProcess, Restarts
+from kserve_llamacpp.engine.process import EngineProcess
+from kserve_llamacpp.engine.restarts import Restarts
 from kserve_llamacpp.engine.service_rate import ServiceRate
+from kserve_llamacpp.engine.supervisor import EngineSupervisor
 from kserve_llamacpp.engine.watchdog import Watchdog
 from openai_protocol.errors import ApiError
 
@@ -39,7 +38,7 @@ _MAX_UNREAD_BYTES = 64 << 20  # requests that came and went while the engine did
 
 
 class EngineClient:
-    """Owns the engine's process and every running request; owner: the server's event loop.
+    """Owns the engine's supervisor and every running request; owner: the server's event loop.
 
     A request is waiting (held, or in the engine's queue) until it has started. When the process
     dies, all are submitted to the next one with the tokens they have.
@@ -62,32 +61,27 @@ class EngineClient:
         Who is not `is_ticking` calls `tick` itself.
         """
         self._process = process
-        self._restarts = restarts
+        self._supervisor = EngineSupervisor(
+            process, restarts, observer, watchdog, self, clock, sleep
+        )
         self._limits = limits
-        self._observer = observer
         self._requests = requests
         self._watchdog = watchdog
         self._is_ticking = is_ticking
         self._now = clock
         self._sleep = sleep
         self._log = structlog.get_logger("engine.client")
-        self._state = EngineState.LOADING
-        self._facts: ModelFacts | None = None
-        self._fatal: Fatal | None = None
-        self._supervisor: asyncio.Task[None] | None = None
         self._ticker: asyncio.Task[None] | None = None
-        self._is_hung = False  # the running process was killed for its silence
-        self._down_since = 0.0
         self._rate = ServiceRate()
-        self._settled = asyncio.Event()
-        self._dispatcher = Dispatcher()
+        self._guilty = GuiltyRequests()
+        self._dispatcher = Dispatcher(self._guilty.num_of)
         self._next_id = 1
         self._became_idle = asyncio.Event()
 
     @property
     def state(self) -> EngineState:
         """Where the engine stands."""
-        return self._state
+        return self._supervisor.state
 
     @property
     def is_ready(self) -> bool:
@@ -95,19 +89,26 @@ class EngineClient:
 
         A restart that takes longer than a moment is not worth waiting for where there are others.
         """
-        if self._state is EngineState.RESTARTING:
-            return self._now() - self._down_since <= _READY_WHILE_RESTARTING_SECONDS
-        return self._state is EngineState.READY
+        if self.state is EngineState.RESTARTING:
+            return self._now() - self._supervisor.down_since <= _READY_WHILE_RESTARTING_SECONDS
+        return self.state is EngineState.READY
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the engine is still looked after; otherwise only a new server can help."""
+        is_ticking = self._ticker is None or not self._ticker.done()
+        is_stopped = self.state is EngineState.STOPPED
+        return self._supervisor.is_alive and (is_ticking or is_stopped)
 
     @property
     def facts(self) -> ModelFacts | None:
         """What is known of the model, once it was loaded."""
-        return self._facts
+        return self._supervisor.facts
 
     @property
     def fatal(self) -> Fatal | None:
-        """Why the engine cannot start, if it said so."""
-        return self._fatal
+        """Why the last engine could not start, if it said so."""
+        return self._supervisor.fatal
 
     @property
     def pid(self) -> int | None:
@@ -125,31 +126,30 @@ class EngineClient:
         return len(self._dispatcher) - self.num_waiting
 
     def start(self) -> None:
-        """Start the process; it is restarted until `stop`, or until the policy gives up."""
-        self._supervisor = asyncio.create_task(self._supervise(), name="engine-supervisor")
+        """Start the process; it is restarted until `stop`."""
+        self._supervisor.start()
         if self._is_ticking:
             self._ticker = asyncio.create_task(self._tick_forever(), name="engine-ticker")
 
     async def settled(self) -> None:
-        """Wait until the model is loaded, or will never be."""
-        await self._settled.wait()
+        """Wait until the model is loaded, or this server will never load it."""
+        await self._supervisor.settled()
+
+    async def lost(self) -> None:
+        """Wait until only a new server can help."""
+        await self._supervisor.lost()
 
     async def stop(self) -> None:
         """End the process and wait for its end; requests that still run fail.
 
         May be called again, also meanwhile: a second cancellation would leave the process behind.
         """
-        if self._state is not EngineState.STOPPED:
-            self._set_state(EngineState.STOPPED)
+        if self.state is not EngineState.STOPPED:
+            self._supervisor.cancel()
             self.fail_all(refusals.shutting_down())
-            for task in (self._supervisor, self._ticker):
-                if task is not None:
-                    task.cancel()
-        if self._supervisor is not None:
-            await asyncio.wait([self._supervisor])
-            if not self._supervisor.cancelled():
-                self._supervisor.result()  # raises what made it fail
-        self._settled.set()
+            if self._ticker is not None:
+                self._ticker.cancel()
+        await self._supervisor.ended()
 
     async def idle(self) -> None:
         """Wait until no request runs or waits."""
@@ -167,11 +167,13 @@ class EngineClient:
 
         Raises ApiError: the queue is full, or the model is not ready.
         """
-        if self._state not in (EngineState.READY, EngineState.RESTARTING):
-            raise self._refusal(refusals.not_ready())
+        if self.state not in (EngineState.READY, EngineState.RESTARTING):
+            raise self._refusal(refusals.not_ready(self._supervisor.retry_after_seconds()))
+        now = self._now()
+        if any(self._guilty.has(request, now) for request in requests):
+            raise self._refusal(refusals.failed_before())
         if not self._has_room_for(requests):
             raise self._refusal(refusals.queue_full(self._retry_after_seconds()))
-        now = self._now()
         if not self._dispatcher:
             self._rate.began(now)
         group = Group()
@@ -184,7 +186,7 @@ class EngineClient:
 
     def _has_room_for(self, requests: Sequence[Request]) -> bool:
         """Whether the queue takes a request; a full one may refuse others for it."""
-        num_slots = self._facts.max_sequences if self._facts is not None else 0
+        num_slots = self.facts.max_sequences if self.facts is not None else 0
         waiting = self._dispatcher.waiting
         num_active, num_new = len(self._dispatcher), len(requests)
         if self._process.num_unread_bytes > _MAX_UNREAD_BYTES:
@@ -239,78 +241,48 @@ class EngineClient:
         late = [group for group in groups if not group.has_begun]
         for group in late:
             self._refuse(group, refusals.queue_timeout(self._retry_after_seconds()))
-        if late:
+        if late or self._dispatcher.is_careful(now):
             self._dispatch()
-        silence = self._watchdog.silence(now, has_work=bool(self._dispatcher))
+        silence = self._watchdog.silence(now, has_work=self._dispatcher.num_submitted > 0)
         if silence is not None:
-            self._is_hung = True
-            self._observer.engine_hung(silence)
-            self._process.kill()
+            self._supervisor.end_hung(silence)
 
-    # -- the process ---------------------------------------------------------------------------
+    # -- EngineUser ----------------------------------------------------------------------------
 
-    async def _supervise(self) -> None:
-        try:
-            while True:
-                self._is_hung = False
-                self._watchdog.started()
-                status = await self._process.run(self._take)
-                if self._was_killed_while_loading(status):
-                    self._fatal = Fatal("out_of_memory", KILLED_WHILE_LOADING)
-                if self._facts is None and self._fatal is not None:
-                    self._set_state(EngineState.FAILED)
-                    return
-                self._observer.engine_died(status)
-                delay = self._restarts.delay_after_death(self._now())
-                if delay is None:
-                    self._give_up()
-                    return
-                self._set_state(
-                    EngineState.LOADING if self._facts is None else EngineState.RESTARTING
-                )
-                for guilty in self._dispatcher.hold_all():
-                    self._end(guilty, refusals.failed_often())
-                await self._sleep(delay)
-        except Exception:
-            self._log.exception("engine_supervisor_failed")
-            self._give_up()
-            raise
-        finally:
-            self._settled.set()
+    def engine_ready(self) -> None:
+        """Submit what may be submitted."""
+        self._dispatcher.engine_ready(self._now())
+        self._dispatch()
 
-    def _was_killed_while_loading(self, status: int | None) -> bool:
-        is_ours = self._is_hung or self._fatal is not None
-        return self._facts is None and status == -signal.SIGKILL and not is_ours
+    def engine_stepped(self, step: Step) -> None:
+        """Hand on what a step gave."""
+        for event in step.events:
+            self._apply(event)
+        self._requests.stepped(step.stats)
 
-    def _take(self, report: Report) -> None:
-        match report:
-            case Loading(fraction=fraction):
-                self._watchdog.loading()
-                self._observer.loading(fraction)
-            case Hello(facts=facts):
-                self._watchdog.loaded()
-                self._facts = facts
-                self._set_state(EngineState.READY)
-                self._settled.set()
-                self._dispatch()
-            case Fatal():
-                self._fatal = report
-            case Step(events=events, stats=stats):
-                num_tokens = stats.prefill_tokens + stats.decode_tokens
-                self._watchdog.stepped(stats.step_seconds, num_tokens)
-                for event in events:
-                    self._apply(event)
-                self._requests.stepped(stats)
+    def engine_gone(self) -> tuple[int, int]:
+        """Hold all requests for the next engine; end those that are guilty of this one's death."""
+        now = self._now()
+        num_requests = self._dispatcher.num_submitted
+        guilty = self._dispatcher.hold_all(now)
+        if guilty is None:
+            return num_requests, 0
+        self._guilty.add(guilty.request, now)
+        self._requests.request_guilty(guilty.request.request_id, guilty.num_deaths)
+        for generation in guilty.group.generations:
+            if not generation.is_ended:
+                self._end(generation, refusals.failed_often())
+        return num_requests, guilty.num_deaths
 
-    def _give_up(self) -> None:
-        self._set_state(EngineState.FAILED)
-        self.fail_all(refusals.engine_failed())
+    def engine_failed(self, error: ApiError) -> None:
+        """End all requests: nobody knows when the next engine comes."""
+        self.fail_all(error)
 
     # -- requests ------------------------------------------------------------------------------
 
     def _dispatch(self) -> None:
-        if self._state is EngineState.READY:
-            for generation in self._dispatcher.next_to_submit():
+        if self.state is EngineState.READY:
+            for generation in self._dispatcher.next_to_submit(self._now()):
                 self._send_submit(generation)
 
     def _send_submit(self, generation: Generation) -> None:
@@ -348,12 +320,19 @@ class EngineClient:
                 if event.tokens:
                     self._observe_tokens(generation)
                 generation.put(event)
+                if event.tokens and self._progressed(generation) and finish_reason is None:
+                    self._dispatch()
                 if finish_reason is not None:
                     self._leave(generation, finish_reason)
                     self._dispatch()
             case Rejected(reason=reason, message=message):
                 self._end(generation, refusals.rejected(reason, message, generation.request.field))
                 self._dispatch()
+
+    def _progressed(self, generation: Generation) -> bool:
+        """Note that a request got tokens; whether others may be submitted for it."""
+        self._supervisor.progressed()
+        return self._dispatcher.progressed(generation, self._now())
 
     def _observe_tokens(self, generation: Generation) -> None:
         now = self._now()
@@ -370,7 +349,7 @@ class EngineClient:
     def _drop(self, generation: Generation, reason: str) -> None:
         """Forget a request, in the engine, too."""
         was_submitted = self._leave(generation, reason)
-        if was_submitted and self._state is EngineState.READY:
+        if was_submitted and self.state is EngineState.READY:
             self._process.send(Cancel(generation.id))
 
     def _leave(self, generation: Generation, reason: str) -> bool:
@@ -383,10 +362,3 @@ class EngineClient:
             self._rate.ended(self._now())
         self._requests.request_ended(reason, self._now() - generation.came_at)
         return was_submitted
-
-    def _set_state(self, state: EngineState) -> None:
-        if state is not self._state:
-            if state is EngineState.RESTARTING:
-                self._down_since = self._now()
-            self._state = state
-            self._observer.state_changed(state)

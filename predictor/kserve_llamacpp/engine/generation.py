@@ -90,7 +90,10 @@ class Generation:
         self.sum_logprob = 0.0  # of all tokens, where logprobs were asked for
         self._held_logprobs: deque[Logprobs] = deque()  # of tokens whose text is not out yet
         self._num_shown = 0
-        self.num_deaths = 0
+        self.num_deaths = 0  # of engines in a row that had it and gave it no token
+        self.is_suspect = False  # to be tried before others run beside it
+        self.is_prime_suspect = False  # an engine died while it was on trial: to be tried alone
+        self.is_proven = False  # an engine has given it a token
         self.last_token_at: float | None = None
         self._pending: deque[Delta] = deque()
         self._error: ApiError | None = None
@@ -142,6 +145,11 @@ class Generation:
     def num_scored(self) -> int:
         """Of how many tokens the logprobs have come, or were sent by another server."""
         return self._num_shown + len(self._held_logprobs)
+
+    def clear(self) -> None:
+        """Take note that the deaths so far were not its own fault."""
+        self.num_deaths = 0
+        self.is_suspect = self.is_prime_suspect = False
 
     def put_started(self, started: Started) -> None:
         """Take note that the engine has begun with the prompt, of which a cache had a part."""

@@ -9,7 +9,10 @@ from kserve_llamacpp.engine.frames import Stats
 
 
 class EngineState(Enum):
-    """Where the engine's process stands; only READY answers."""
+    """Where the engine's process stands; only READY answers.
+
+    FAILED is not the end: the engine is tried again, but nobody is to wait for it.
+    """
 
     LOADING = "loading"
     READY = "ready"
@@ -33,6 +36,12 @@ class EngineObserver(Protocol):
     def engine_died(self, exit_status: int | None) -> None:
         """The engine's process ended by itself."""
 
+    def engine_not_started(self, why: str) -> None:
+        """No engine could be started, or it could not load the model."""
+
+    def engine_lost(self, why: str) -> None:
+        """Only a new server can start another engine."""
+
 
 class RequestObserver(Protocol):
     """Is told how requests fare, at every step; must not block nor raise."""
@@ -42,6 +51,9 @@ class RequestObserver(Protocol):
 
     def request_refused(self, code: str) -> None:
         """A request was not taken, or has waited in vain."""
+
+    def request_guilty(self, request_id: str, num_deaths: int) -> None:
+        """So many engines died under a request, the last one with nothing else running."""
 
     def request_started(self, queue_seconds: float, prompt_tokens: int, cached_tokens: int) -> None:
         """A request left the queue, for the first time; a cache had so much of its prompt."""

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import sys
-from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import msgspec
 import structlog
@@ -18,6 +17,10 @@ from kserve_llamacpp.engine.frames import Command, FrameReader, Report, decode_r
 
 _READ_BYTES = 1 << 20
 _EXIT_SECONDS = 5.0
+_KILLED_SECONDS = 30.0  # the kernel frees a large process's memory first
+_PASSING_ERRORS = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM, errno.ENOBUFS, errno.EINTR}
+)
 KILLED_WHILE_LOADING = (
     "the engine was killed (SIGKILL) while it loaded the model, most likely because the container "
     "ran out of memory: give it more memory, lower --n_ctx, or choose a smaller model"
@@ -31,35 +34,16 @@ _SPIN_COUNT = "20000"
 _SPIN_SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
 
-@dataclass(frozen=True)
-class RestartPolicy:
-    """How often a dead engine is started again: `max_restarts` within `window_seconds`."""
+class NotStarted(Exception):
+    """No process could be made; `is_passing` where the cause may go away by itself."""
 
-    max_restarts: int = 5
-    window_seconds: float = 300.0
-    backoff_seconds: float = 0.5
-    max_backoff_seconds: float = 30.0
+    def __init__(self, error: OSError | MemoryError) -> None:
+        super().__init__(f"the engine's process cannot be started: {str(error) or 'out of memory'}")
+        self.is_passing = isinstance(error, MemoryError) or error.errno in _PASSING_ERRORS
 
 
-class Restarts:
-    """Counts deaths within the policy's window; owner: the client."""
-
-    def __init__(self, policy: RestartPolicy) -> None:
-        self._policy = policy
-        self._deaths: deque[float] = deque()
-
-    def delay_after_death(self, now: float) -> float | None:
-        """Return how many seconds to wait before the next start; None when there were too many."""
-        self._deaths.append(now)
-        while now - self._deaths[0] > self._policy.window_seconds:
-            self._deaths.popleft()
-        count = len(self._deaths)
-        if count > self._policy.max_restarts:
-            return None
-        if count == 1:
-            return 0.0
-        backoff = self._policy.backoff_seconds * 2.0 ** (count - 2)
-        return min(backoff, self._policy.max_backoff_seconds)
+class ProcessStuck(Exception):
+    """A process was killed, but its end is never told: no other may take its place."""
 
 
 class EngineProcess:
@@ -100,9 +84,32 @@ class EngineProcess:
     async def run(self, on_report: Callable[[Report], None]) -> int | None:
         """Run one process to its end; return its exit status (negative: a signal), if known.
 
-        A process that closes its socket, or writes what cannot be read, is ended.
+        A process that closes its socket, or writes what cannot be read, is ended. Raises NotStarted
+        where there is no process, ProcessStuck where there is one that cannot be got rid of.
         """
-        ours, theirs = socket.socketpair()
+        ours = await self._start()
+        try:
+            reader, self._writer = await asyncio.open_connection(sock=ours)
+            await self._read(reader, on_report)
+            self._writer.close()  # an engine that wrote what cannot be read leaves by this
+            assert self._process is not None
+            return await asyncio.wait_for(self._process.wait(), timeout=self._exit_seconds)
+        except TimeoutError:  # it closed its socket, but lives on
+            return None
+        finally:
+            if self._writer is None:
+                ours.close()
+            else:
+                self._writer.close()
+            self._writer = None
+            await self._end()
+
+    async def _start(self) -> socket.socket:
+        """Start the process; return our end of its socket. Raises NotStarted."""
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            raise NotStarted(error) from error
         try:
             with theirs:
                 fd = str(theirs.fileno())
@@ -112,23 +119,25 @@ class EngineProcess:
                     stdin=asyncio.subprocess.DEVNULL,
                     env=worker_environment(os.environ),
                 )
+        except (OSError, MemoryError) as error:
+            ours.close()
+            raise NotStarted(error) from error
         except BaseException:
             ours.close()
             raise
-        reader, self._writer = await asyncio.open_connection(sock=ours)
+        return ours
+
+    async def _end(self) -> None:
+        """See that the process has ended; raises ProcessStuck."""
+        process, self._process = self._process, None
+        if process is None or process.returncode is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
         try:
-            await self._read(reader, on_report)
-            self._writer.close()  # an engine that wrote what cannot be read leaves by this
-            return await asyncio.wait_for(self._process.wait(), timeout=self._exit_seconds)
-        except TimeoutError:  # it closed its socket, but lives on
-            return None
-        finally:
-            self._writer.close()
-            self._writer = None
-            if self._process.returncode is None:
-                self.kill()
-                await self._process.wait()
-            self._process = None
+            await asyncio.wait_for(process.wait(), timeout=_KILLED_SECONDS)
+        except TimeoutError:
+            raise ProcessStuck(f"engine process {process.pid} does not end") from None
 
     async def _read(
         self, reader: asyncio.StreamReader, on_report: Callable[[Report], None]

@@ -27,9 +27,11 @@ def rejected(reason: str, message: str, field: str) -> ApiError:
     return InternalError("The model failed on this request.", code=ErrorCode.ENGINE_FAILED)
 
 
-def not_ready() -> ApiError:
-    """The model is loading, or has failed."""
-    return Unavailable("The model is not ready to answer requests.", retry_after_seconds=5.0)
+def not_ready(retry_after_seconds: float = 5.0) -> ApiError:
+    """The model is loading, or its engine has failed and is tried again."""
+    return Unavailable(
+        "The model is not ready to answer requests.", retry_after_seconds=retry_after_seconds
+    )
 
 
 def queue_full(retry_after_seconds: float) -> ApiError:
@@ -52,14 +54,29 @@ def queue_timeout(retry_after_seconds: float) -> ApiError:
 
 def failed_often() -> ApiError:
     """Engine after engine died under the request, the last one with nothing else running."""
-    return InternalError(
-        "The model's engine failed several times under this request.", code=ErrorCode.ENGINE_FAILED
+    return _guilty("The model's engine failed several times under this request.")
+
+
+def failed_before() -> ApiError:
+    """The same request has ended engines a few minutes ago."""
+    return _guilty(
+        "The model's engine failed several times under the same request a few minutes ago."
     )
 
 
-def engine_failed() -> ApiError:
-    """The engine is not started again."""
-    return Unavailable("The model's engine has failed.", code=ErrorCode.ENGINE_FAILED)
+def _guilty(message: str) -> ApiError:
+    error = InternalError(message, code=ErrorCode.ENGINE_FAILED)
+    error.should_retry = False
+    return error
+
+
+def engine_failed(retry_after_seconds: float) -> ApiError:
+    """Too many engines died in a row; the next one is started after a pause."""
+    return Unavailable(
+        "The model's engine has failed; it is being started again. Please try again later.",
+        code=ErrorCode.ENGINE_FAILED,
+        retry_after_seconds=retry_after_seconds,
+    )
 
 
 def shutting_down() -> ApiError:

@@ -127,6 +127,20 @@ async def test_ready(path: str, name: str) -> None:
     assert (draining.status_code, draining.json()["error"]["code"]) == (503, "server_shutting_down")
 
 
+@pytest.mark.parametrize("path", ["/", "/v2/health/live"])
+async def test_live(path: str) -> None:
+    """Liveness is 503 only where a new process is needed: not while a model is not ready."""
+    repository = Repository()
+    repository.content["m"].is_ready = False
+    repository.is_draining = True
+    alive = await _get(repository, path)
+    repository.content["m"].is_alive = False
+    lost = await _get(repository, path)
+
+    assert alive.status_code == 200
+    assert (lost.status_code, lost.json()["error"]["code"]) == (503, "model_not_ready")
+
+
 async def test_ready_asks_the_repository() -> None:
     """A model that has left the repository makes the server not ready, though its engine runs."""
     repository = Repository()

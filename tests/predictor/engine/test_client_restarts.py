@@ -1,14 +1,17 @@
-"""What happens to requests when engines die: they go on, suspects alone, up to a cap."""
+"""What happens to requests when engines die: they go on, suspects alone; others follow."""
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import signal
 
 import pytest
 
 from kserve_llamacpp.engine.frames import Fatal, Hello
 from kserve_llamacpp.engine.observers import EngineState
-from kserve_llamacpp.engine.process import RestartPolicy, Restarts
+from kserve_llamacpp.engine.process import ProcessStuck
+from kserve_llamacpp.engine.restarts import RestartPolicy, Restarts
 from openai_protocol.errors import ApiError, Unavailable
 from tests.predictor.fake_process import FACTS, ClientRun, read, settle
 
@@ -143,7 +146,10 @@ async def test_a_third_death_fails_the_suspect_alone() -> None:
 
 
 async def test_several_suspects_are_tried_one_after_another() -> None:
-    """Each suspect gets an engine to itself, and only the guilty one fails."""
+    """A suspect that gets a token is none any more, and the next joins it; the guilty one fails.
+
+    It fails in an engine that it has for itself, not in the one that it shared.
+    """
     run = ClientRun()
     await run.ready()
     first, guilty, last = (run.submit(prompt) for prompt in ("first", "guilty", "last"))
@@ -152,22 +158,44 @@ async def test_several_suspects_are_tried_one_after_another() -> None:
     await run.die_and_come_back()
 
     assert list(run.submitted()) == [first.id]
-    run.give(first, "1", "stop")
+    run.give(first, "1")
     assert list(run.submitted()) == [first.id, guilty.id]
     await run.die_and_come_back()
-    assert list(run.submitted()) == [last.id]
-    run.give(last, "3", "stop")
-
-    assert (await read(first), await read(last)) == ("1", "3")
+    assert list(run.submitted()) == [guilty.id]
+    await run.die_and_come_back()
     with pytest.raises(ApiError, match="failed several times"):
         await read(guilty)
+    run.give(first, "2", "stop")
+    assert list(run.submitted()) == [first.id, last.id]
+    run.give(last, "3", "stop")
+
+    assert (await read(first), await read(last)) == ("12", "3")
+    assert run.seen.guilty == [("req-guilty", 4)]
     await run.client.stop()
 
 
-async def test_when_the_guilty_is_found_the_others_run_together() -> None:
-    """A found culprit explains the deaths: who was there goes on with the others, not alone.
+async def test_a_death_beside_others_is_no_proof() -> None:
+    """Who is on trial when an engine dies that others have had is tried again, alone."""
+    run = ClientRun()
+    await run.ready()
+    first, second = run.submit("first"), run.submit("second")
+    await run.die_and_come_back()
+    await run.die_and_come_back()
+    run.give(first, "1", "stop")
+    assert list(run.submitted()) == [first.id, second.id]  # alone now, but not from the start
 
-    One more death makes suspects of them again.
+    await run.die_and_come_back()
+
+    assert list(run.submitted()) == [second.id]
+    run.give(second, "2", "stop")
+    assert await read(second) == "2"
+    await run.client.stop()
+
+
+async def test_when_the_guilty_is_found_the_others_are_suspects_no_more() -> None:
+    """A found culprit explains the deaths; for a minute new requests are on trial, one at a time.
+
+    Afterwards all are submitted together again.
     """
     run = ClientRun()
     await run.ready()
@@ -178,11 +206,83 @@ async def test_when_the_guilty_is_found_the_others_run_together() -> None:
 
     await run.die_and_come_back()
 
-    assert list(run.submitted()) == [other.id for other in others]
     with pytest.raises(ApiError, match="failed several times"):
         await read(guilty)
-    await run.die_and_come_back()
     assert list(run.submitted()) == [others[0].id]
+    run.give(others[0], "a")
+    await run.pass_time(1)
+    assert list(run.submitted()) == [other.id for other in others]
+    run.give(others[1], "b", "stop")
+    await run.pass_time(61)
+    late = [run.submit(prompt) for prompt in "xy"]
+    assert list(run.submitted())[2:] == [one.id for one in late]
+    await run.client.stop()
+
+
+async def test_after_a_guilty_one_a_single_death_makes_a_suspect_of_a_new_request() -> None:
+    """While new requests are on trial a death has one suspect; those with tokens go on first.
+
+    The suspect fails only when it ends an engine alone. The next new one waits until those with
+    tokens have run for as long as was lost.
+    """
+    run = ClientRun()
+    await run.ready()
+    old, guilty = run.submit("old"), run.submit("guilty")
+    run.give(old, "o")
+    run.client.cancel(old)
+    for _ in range(3):
+        await run.die_and_come_back()
+    good = run.submit("good")
+    run.give(good, "g")
+    await run.pass_time(1)
+    second, third = run.submit("second"), run.submit("third")
+    assert list(run.submitted()) == [good.id, second.id]
+    await run.die()
+    run.now += 3
+    run.process.report(Hello(FACTS))
+    assert list(run.submitted()) == [second.id]
+    await run.die()
+    run.now += 3
+    run.process.report(Hello(FACTS))
+
+    assert guilty.is_ended
+    assert second.is_ended
+    assert list(run.submitted()) == [good.id]
+    await run.pass_time(5)
+    assert list(run.submitted()) == [good.id]
+    await run.pass_time(2)
+    assert list(run.submitted()) == [good.id, third.id]
+    await run.client.stop()
+
+
+async def test_a_tenant_with_guilty_requests_comes_last() -> None:
+    """While new requests are on trial, those of tenants without a guilty one go first."""
+    run = ClientRun()
+    await run.ready()
+    run.submit("poison", tenant="bad")
+    for _ in range(3):
+        await run.die_and_come_back()
+    first = run.submit("a", tenant="bad")
+    second, third = run.submit("b", tenant="bad"), run.submit("c", tenant="good")
+    assert list(run.submitted()) == [first.id]
+    await run.pass_time(1)
+    run.give(first, "x", "stop")
+
+    assert list(run.submitted()) == [first.id, third.id]
+    assert second.id not in run.submitted()
+    await run.client.stop()
+
+
+async def test_all_choices_of_a_guilty_prompt_fail_together() -> None:
+    """A prompt that ends engines is tried alone once, not once for each of its choices."""
+    run = ClientRun(max_waiting=100)
+    await run.ready()
+    choices = run.submit_choices(20)
+    for _ in range(3):
+        await run.die_and_come_back()
+
+    assert all(choice.is_ended for choice in choices)
+    assert run.process.num_runs == 4
     await run.client.stop()
 
 
@@ -203,39 +303,110 @@ async def test_a_suspect_that_is_cancelled_lets_the_others_go() -> None:
     await run.client.stop()
 
 
-async def test_too_many_deaths_end_in_clear_errors() -> None:
-    """Past the cap the engine stays down: running and new requests get a 503 that says so."""
+async def test_past_the_restarts_requests_are_refused_until_an_engine_answers() -> None:
+    """Past the cap running and new requests get a 503 that says when to come back.
+
+    The engine is tried again all the same, and the model is ready by itself.
+    """
     run = ClientRun(max_restarts=1)
     await run.ready()
+    await run.die()
     generation = run.submit()
-    run.begin(generation)
-    run.give(generation, "ab")
-    await run.die_and_come_back()
     await run.die()
 
     assert run.client.state is EngineState.FAILED
-    assert run.process.num_runs == 2
-    deltas = generation.deltas()
-    assert (await anext(deltas)).text == "ab"
+    assert not run.client.is_ready
+    assert run.client.is_alive
     with pytest.raises(Unavailable) as caught:
-        await anext(deltas)
+        await read(generation)
     assert caught.value.code == "engine_failed"
-    with pytest.raises(Unavailable):
+    assert caught.value.retry_after_seconds == pytest.approx(5.5)
+    with pytest.raises(Unavailable) as refused:
         run.submit()
+    assert refused.value.retry_after_seconds is not None
+    await run.die()
+    assert run.process.num_runs == 4
+
+    run.process.report(Hello(FACTS))
+
+    assert run.client.is_ready
+    again = run.submit()
+    run.give(again, "ok", "stop")
+    assert await read(again) == "ok"
     await run.client.idle()
     await run.client.stop()
 
 
-async def test_the_first_restart_is_at_once_and_later_ones_wait() -> None:
-    """The client sleeps as the restart policy says, and tells each death."""
+async def test_pauses_grow_to_a_bound_for_ever() -> None:
+    """The client sleeps as the restart policy says, tells each death, and never gives up."""
     run = ClientRun(max_restarts=3)
     await run.ready()
-    for _ in range(4):
+    for _ in range(40):
         await run.die(1)
 
-    assert run.sleeps == [0.0, 0.5, 1.0]
-    assert run.seen.deaths == [1, 1, 1, 1]
+    assert run.sleeps[:8] == [0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0]
+    assert run.sleeps[8:] == [30.0] * 32
+    assert run.seen.deaths == [1] * 40
     assert run.seen.states == [EngineState.READY, EngineState.RESTARTING, EngineState.FAILED]
+    assert run.client.is_alive
+    await run.client.stop()
+
+
+async def test_a_token_ends_a_row_of_deaths() -> None:
+    """Engines that answer before they die are worth their restarts: at once, and never too many."""
+    run = ClientRun(max_restarts=1)
+    await run.ready()
+    generation = run.submit()
+    for char in "abcdefgh":
+        run.give(generation, char)
+        await run.die_and_come_back()
+    run.give(generation, "i", "stop")
+
+    assert await read(generation) == "abcdefghi"
+    assert run.sleeps == [0.0] * 8
+    assert EngineState.FAILED not in run.seen.states
+    await run.client.stop()
+
+
+async def test_deaths_of_the_guilty_do_not_count_against_the_model() -> None:
+    """With a cap of one restart, request after request is found guilty and the model stays ready.
+
+    That holds while somebody gets a token in between: otherwise it is the model that is broken.
+    """
+    run = ClientRun(max_restarts=1)
+    await run.ready()
+    for number in range(12):
+        guilty = run.submit(f"poison {number}")
+        while not guilty.is_ended:
+            await run.die_and_come_back()
+        assert run.sleeps[-1] == 0.0
+        good = run.submit("good")
+        run.give(good, "x", "stop")
+    assert EngineState.FAILED not in run.seen.states
+
+    for number in range(12):
+        guilty = run.submit(f"another {number}")
+        while not guilty.is_ended:
+            await run.die_and_come_back()
+    assert EngineState.FAILED in run.seen.states
+    await run.client.stop()
+
+
+@pytest.mark.parametrize("reason", ["model_file", "configuration", "out_of_memory"])
+async def test_what_keeps_an_engine_from_starting_may_pass_once_it_has_run(reason: str) -> None:
+    """A model file that is away at a restart, or another reason, is tried again and again."""
+    run = ClientRun(max_restarts=2)
+    await run.ready()
+    await run.die()
+    for _ in range(20):
+        run.process.report(Fatal(reason, "mend this"))  # type: ignore[arg-type]  # one of the literals
+        await run.die(1)
+
+    assert run.client.state is EngineState.FAILED
+    assert run.seen.not_started == ["mend this"] * 20
+    run.process.report(Hello(FACTS))
+    assert run.client.is_ready
+    assert run.client.fatal is None
     await run.client.stop()
 
 
@@ -294,44 +465,143 @@ async def test_a_death_while_loading_is_tried_again() -> None:
     await run.client.stop()
 
 
-async def test_a_process_that_cannot_be_started_ends_the_waiting() -> None:
-    """When starting fails by itself, requests and waiters get an error, never a hang."""
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM])
+@pytest.mark.parametrize("is_loaded", [True, False])
+async def test_a_process_that_cannot_be_started_is_tried_again(
+    number: int, is_loaded: bool
+) -> None:
+    """Without descriptors, processes or memory no engine starts; it does when there are some.
+
+    That holds at the first load, too, and for requests: those that wait for a restart go on.
+    """
+    run = ClientRun()
+    await run.start()
+    run.process.error = OSError(number, "not now")
+    run.process.is_broken = True
+    if is_loaded:
+        run.process.report(Hello(FACTS))
+        generation = run.submit()
+        run.process.die(-6)
+    else:
+        run.process.die(-6)
+    async with asyncio.timeout(5):
+        while len(run.seen.not_started) < 3:  # noqa: ASYNC110  # the client's sleeps take no time
+            await asyncio.sleep(0)
+    assert run.client.is_alive
+    run.process.is_broken = False
+    await settle()
+
+    run.process.report(Hello(FACTS))
+    assert run.client.is_ready
+    if is_loaded:
+        run.give(generation, "ok", "stop")
+        assert await read(generation) == "ok"
+    await run.client.stop()
+
+
+async def test_where_no_process_can_be_started_for_minutes_the_server_ends() -> None:
+    """After five minutes without a process the client is lost: liveness fails, requests end."""
     run = ClientRun()
     await run.ready()
     generation = run.submit()
     run.process.is_broken = True
-    await run.die()
+    lost_from = run.now
+    run.process.die(-6)
+    await run.client.lost()
+
+    assert not run.client.is_alive
+    assert 300 <= run.now - lost_from < 340
+    assert len(run.seen.lost) == 1
+    assert "Too many open files" in run.seen.lost[0]
+    with pytest.raises(Unavailable):
+        await read(generation)
+    await run.client.stop()
+
+
+async def test_a_program_that_is_not_there_ends_the_first_load() -> None:
+    """What will not pass by itself ends the start, as a wrong setting does."""
+    run = ClientRun()
+    run.process.error = FileNotFoundError(errno.ENOENT, "No such file")
+    run.process.is_broken = True
+    await run.start()
     await run.client.settled()
 
     assert run.client.state is EngineState.FAILED
+    assert run.client.fatal is not None
+    assert run.client.fatal.reason == "configuration"
+    await run.client.stop()
+
+
+async def test_a_process_that_cannot_be_ended_loses_the_engine() -> None:
+    """A process that SIGKILL does not end may hold the device: only a new server can help."""
+    run = ClientRun()
+    await run.ready()
+    generation = run.submit()
+    run.process.fail(ProcessStuck("engine process 7 does not end"))
+    await run.client.lost()
+
+    assert not run.client.is_alive
     with pytest.raises(Unavailable):
         await read(generation)
-    with pytest.raises(OSError, match="no such program"):
-        await run.client.stop()
+    await run.client.stop()
+
+
+async def test_a_report_that_cannot_be_used_is_a_death() -> None:
+    """An error in the server's own handling of a report restarts the engine; nobody fails."""
+    run = ClientRun()
+    await run.ready()
+    generation = run.submit()
+    run.process.fail(RuntimeError("no such event"))
     await settle()
+
+    assert run.client.is_alive
+    run.process.report(Hello(FACTS))
+    run.give(generation, "ok", "stop")
+    assert await read(generation) == "ok"
+    await run.client.stop()
+
+
+async def test_a_supervisor_that_ends_is_told() -> None:
+    """When supervision itself fails, liveness is false and `lost` returns: nothing hangs."""
+
+    class Faulty(Restarts):
+        def died(self, now: float) -> None:
+            raise RuntimeError("a mistake of ours")
+
+    run = ClientRun(restarts=Faulty(RestartPolicy()))
+    await run.ready()
+    generation = run.submit()
+    run.process.die(-6)
+    await run.client.lost()
+
+    assert not run.client.is_alive
+    with pytest.raises(Unavailable):
+        await read(generation)
+    await run.client.stop()
 
 
 @pytest.mark.parametrize(
-    ("deaths", "delay"),
+    ("deaths", "delay", "is_exhausted"),
     [
-        ([0], 0.0),
-        ([0, 1], 0.5),
-        ([0, 1, 2], 1.0),
-        ([0, 1, 2, 3], 2.0),
-        ([0, 1, 2, 3, 4], 3.0),
-        ([0, 1, 2, 3, 4, 5], None),
-        ([0, 100.5], 0.0),
-        ([0, 1, 2, 3, 4, 101.5], 2.0),
+        ([0], 0.0, False),
+        ([0, 1], 0.5, False),
+        ([0, 1, 2], 1.0, False),
+        ([0, 1, 2, 3], 2.0, False),
+        ([0, 1, 2, 3, 4], 3.0, False),
+        ([0, 1, 2, 3, 4, 5], 3.0, True),
+        ([0, 90, 180, 270, 360, 450], 3.0, True),
+        ([0, 100.5], 0.0, False),
+        ([0, 1, 2, 3, 4, 5, 105.5], 0.0, False),
     ],
 )
-def test_delays_double_up_to_a_bound_within_the_window(
-    deaths: list[float], delay: float | None
-) -> None:
-    """Delays grow with the deaths of the window, are bounded, and end with too many."""
+def test_delays_double_up_to_a_bound(deaths: list[float], delay: float, is_exhausted: bool) -> None:
+    """Delays grow with the deaths in a row and are bounded; a quiet window ends the row."""
     restarts = Restarts(
         RestartPolicy(
             max_restarts=5, window_seconds=100.0, backoff_seconds=0.5, max_backoff_seconds=3.0
         )
     )
+    for now in deaths:
+        restarts.died(now)
 
-    assert [restarts.delay_after_death(now) for now in deaths][-1] == delay
+    assert (restarts.delay_seconds, restarts.is_exhausted) == (delay, is_exhausted)

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import sys
 import textwrap
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kserve_llamacpp.engine.frames import Cancel, Loading, Report
-from kserve_llamacpp.engine.process import EngineProcess, worker_command
+from kserve_llamacpp.engine.process import (
+    EngineProcess,
+    NotStarted,
+    ProcessStuck,
+    worker_command,
+)
 
 # Each child gets the number of its socket and these few lines before its own.
 _PRELUDE = """
@@ -167,3 +174,46 @@ def test_the_engine_is_started_by_this_python() -> None:
 
     assert command[0] == sys.executable
     assert command[1:] == ["-m", "kserve_llamacpp.engine.worker", "{fd}", '{"a": 1}']
+
+
+def _num_open() -> int:
+    """Return how many descriptors this process has open."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EAGAIN, errno.ENOMEM])
+async def test_a_process_that_cannot_be_made_is_told_apart(
+    monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """What may pass is told as such, and no descriptor stays open."""
+
+    async def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(number, "not now")
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", refuse)
+    before = _num_open()
+    with pytest.raises(NotStarted, match="not now") as caught:
+        await _process("").run(lambda _: None)
+
+    assert caught.value.is_passing
+    assert _num_open() == before
+
+
+async def test_a_program_that_is_not_there_will_not_pass() -> None:
+    """Without the program no try helps."""
+    with pytest.raises(NotStarted) as caught:
+        await EngineProcess(["/no/such/program", "{fd}"]).run(lambda _: None)
+
+    assert not caught.value.is_passing
+
+
+async def test_a_process_whose_end_is_never_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where not even SIGKILL brings news of the end, `run` does not wait for ever."""
+
+    async def never(_: asyncio.subprocess.Process) -> int:
+        return await asyncio.Event().wait()  # type: ignore[return-value]  # it does not return
+
+    monkeypatch.setattr(asyncio.subprocess.Process, "wait", never)
+    monkeypatch.setattr("kserve_llamacpp.engine.process._KILLED_SECONDS", 0.05)
+    with pytest.raises(ProcessStuck):
+        await _process("sock.close(); time.sleep(60)", exit_seconds=0.05).run(lambda _: None)

@@ -181,20 +181,65 @@ async def test_full_queue(model_path: Path) -> None:
 
 
 async def test_engine_that_keeps_dying(model_path: Path) -> None:
-    """Past the cap of restarts, requests get a clear 503 and the model is not ready."""
-    with Predictor(model_path, "--max_engine_restarts=1") as server:
+    """Past the cap of restarts the model is not ready; another engine comes, and it is again.
+
+    A pause is not even needed for the first. The server is alive throughout.
+    """
+    with Predictor(model_path, "--max_engine_restarts=0") as server:
         server.ready()
-        server.engine().kill()
-        server.wait_for("model_ready", nth=2)
         server.engine().kill()
         server.wait_for("engine_state_changed", state="failed")
         async with httpx2.AsyncClient(base_url=server.url) as http:
             assert (await http.get("/v1/models/smollm2")).status_code == 503
             assert (await http.get("/v2/health/ready")).status_code == 503
-            assert (await http.get("/")).status_code == 200
+            assert (await http.get("/v2/health/live")).status_code == 200
             answer = await http.post("/v1/completions", json={"prompt": "a"})
             assert answer.status_code == 503
             assert answer.json()["error"]["code"] == "model_not_ready"
+            assert int(answer.headers["retry-after"]) >= 1
+            server.wait_for("model_ready", nth=2)
+            assert (await http.get("/v2/health/ready")).status_code == 200
+            answer = await http.post("/v1/completions", json={"prompt": "a", "max_tokens": 1})
+            assert answer.status_code == 200
+
+
+async def test_no_descriptors_and_no_file_at_a_restart(model_path: Path, tmp_path: Path) -> None:
+    """An engine dies while descriptors are used up, another while the model's file is away.
+
+    A request waits for both restarts and is answered; nobody touches the server.
+    """
+    link = tmp_path / "model.gguf"
+    link.symlink_to(model_path)
+    with Predictor(link, "--max_engine_restarts=9") as server:
+        server.ready()
+        process = psutil.Process(server.pid)
+        async with connect(server) as client:
+            before = process.rlimit(psutil.RLIMIT_NOFILE)
+            stream = await client.chat.completions.create(**STORY, max_tokens=200, stream=True)
+            chunks = aiter(stream)
+            await anext(chunks)
+            process.rlimit(psutil.RLIMIT_NOFILE, (process.num_fds() - 2, before[1]))
+            server.engine().kill()
+            assert "Too many open files" in server.wait_for("engine_not_started")["error"]
+            link.unlink()
+            process.rlimit(psutil.RLIMIT_NOFILE, before)
+            server.wait_for("engine_not_started", error=_NO_FILE.format(link))
+            link.symlink_to(model_path)
+            rest = [chunk async for chunk in chunks]
+            assert rest[-1].choices[0].finish_reason == "length"
+
+
+def test_a_server_that_cannot_start_engines_any_more(model_path: Path) -> None:
+    """Where no process can be started for too long, the server ends with status 6 by itself."""
+    patience = "from kserve_llamacpp.engine import supervisor as s; s.NOT_STARTED_SECONDS = 1.0"
+    with Predictor(model_path, "--grace_seconds=1", first=patience) as server:
+        server.ready()
+        process = psutil.Process(server.pid)
+        hard = process.rlimit(psutil.RLIMIT_NOFILE)[1]
+        process.rlimit(psutil.RLIMIT_NOFILE, (process.num_fds() - 2, hard))
+        server.engine().kill()
+        assert server.exit_status(20) == 6
+        assert "Too many open files" in server.wait_for("server_lost")["error"]
 
 
 async def test_sigterm_lets_a_stream_finish(model_path: Path) -> None:
@@ -248,6 +293,12 @@ async def test_second_signal_ends_at_once(model_path: Path) -> None:
         server.signal(signal.SIGINT)
         assert await asyncio.to_thread(server.exit_status, 5) == 130
         engine.wait(5)
+
+
+_NO_FILE = (
+    "llama.cpp cannot load {}: the file is damaged, incomplete or of an architecture that this "
+    "build does not know (the lines above say which)"
+)
 
 
 def is_started(server: Predictor) -> bool:
