@@ -2,30 +2,92 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any
 
+Message = MutableMapping[str, Any]
 EXTENSION = "http_edge.connection"  # among ASGI's extensions
+# The server writes so much ahead of what a client has read.
+PART_BYTES = 64 * 1024
 
 
 class ClientConnection:
     """What a request knows of its client's connection; the server's protocol owns it.
 
-    It does not lead back to the protocol, which would keep itself alive by the scope otherwise.
+    `is_full`: more of the answer waits for the client than the server writes ahead. While the
+    connection lives it does not lead back to the protocol but by `_abort`, which goes with it.
     """
 
-    __slots__ = ("is_lost", "on_lost")
+    __slots__ = ("_abort", "_waiter", "is_full", "is_lost", "on_lost")
 
-    def __init__(self) -> None:
+    def __init__(self, abort: Callable[[], None] = lambda: None) -> None:
+        self.is_full = False
         self.is_lost = False
         self.on_lost: Callable[[], None] | None = None
+        self._abort: Callable[[], None] | None = abort
+        self._waiter: asyncio.Future[None] | None = None
 
     def lose(self) -> None:
         """Tell who watches that the client is gone."""
         self.is_lost = True
+        self._abort = None
+        self.note_room()
         on_lost, self.on_lost = self.on_lost, None
         if on_lost is not None:
             on_lost()
+
+    def note_room(self) -> None:
+        """Take note that the client has read nearly all, or will read no more."""
+        self.is_full = False
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def written(self) -> None:
+        """Wait until the client has read nearly all that was sent, or is gone."""
+        while self.is_full:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+
+    def let_go(self) -> None:
+        """Wait for the client no more: where it has not read its answer, the connection ends.
+
+        Call it when a request is over, however that came: what is unread would stay otherwise.
+        """
+        if self.is_full and self._abort is not None:
+            self._abort()
+
+
+def client_connection(scope: Mapping[str, Any]) -> ClientConnection | None:
+    """Return the connection of an ASGI scope; None under a server that tells of none."""
+    found: ClientConnection | None = (scope.get("extensions") or {}).get(EXTENSION)
+    return found
+
+
+async def send_last(
+    send: Callable[[Message], Awaitable[None]],
+    message: Message,
+    connection: ClientConnection | None,
+) -> None:
+    """Send the last message of an answer, which may be all of it, as its client reads.
+
+    Written at once, an answer would stay in the connection's buffer, however long, and its request
+    would be over. So it is written in parts, and counts as running until the client has nearly all.
+    """
+    body = message.get("body", b"")
+    last = max(0, len(body) - 1) // PART_BYTES * PART_BYTES
+    for at in range(0, last, PART_BYTES):
+        part = body[at : at + PART_BYTES]
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+    if last:
+        message = {**message, "body": body[last:]}
+    await send(message)
+    if connection is not None and connection.is_full:
+        await connection.written()
 
 
 def certificate_name(connection: ssl.SSLObject) -> str | None:

@@ -1,90 +1,180 @@
-"""What uvicorn's parser lacks: a bound on heads, errors in our form, names in certificates."""
+"""A client's connection: uvicorn's, with bounds on heads, times, answers that nobody reads."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
+import struct
+from enum import IntEnum
 from http import HTTPStatus
-from typing import Any
+from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from http_edge.client_connection import EXTENSION, ClientConnection, certificate_name
-from openai_protocol.errors import InvalidRequest
+from http_edge import bounds
+from http_edge.bytes_in_flight import COST_PER_BYTE, Lease
+from http_edge.client_connection import EXTENSION, PART_BYTES, ClientConnection, certificate_name
+from http_edge.connections import Connections
+from http_edge.deadlines import Progress
+from openai_protocol.errors import ApiError, ErrorCode, InvalidRequest, overloaded
 
-MAX_HEAD_BYTES = 64 * 1024
-HEAD_SECONDS = 30.0
 # So long a TLS client may take to say goodbye, once the server ends: some never do.
 GOODBYE_SECONDS = 1.0
+_PART_BYTES = 32 * 1024  # what the parser gets at a time
+_FREE_HEAD_BYTES = 8 * 1024  # longer heads are bytes in flight
+_ACKED = struct.Struct("<Q")
+_ACKED_AT = 120  # tcpi_bytes_acked in Linux's tcp_info
+
+
+class Turn(IntEnum):
+    """What a connection waits for."""
+
+    IDLE = 0  # the next request
+    HEAD = 1  # the rest of a head
+    BODY = 2  # the rest of a body
+    ANSWER = 3  # the server
+
+
+class RefusedError(Exception):
+    """What the parser reads is refused; raised in its callbacks, to stop it."""
 
 
 class BoundedConnection(HttpToolsProtocol):
-    """uvicorn's protocol; a head that is too long gets 431, one that does not end is dropped.
+    """uvicorn's protocol, within bounds; `protocol` makes the class for a server.
 
-    The scope has, as ASGI's extensions, a `ClientConnection`, which tells when the client is gone,
-    and the name in a client's certificate.
+    The scope has, as ASGI's extensions, a `ClientConnection`, which tells when the client is gone
+    and how much it has read, and the name in a client's certificate.
     """
 
-    max_head_bytes = MAX_HEAD_BYTES
-    head_seconds = HEAD_SECONDS
-    _is_in_head = True
+    server_connections: ClassVar[Connections]
+    _turn = Turn.HEAD
+    _since: float | None = None  # when it was first looked at in this turn
+    _num_received = 0
+    _num_in_hand = 0  # bytes of the part that is parsed now
     _num_head_bytes = 0
-    _head_until = 0.0
-    _timer: asyncio.TimerHandle | None = None
+    _chunk_room = 0
     _client_name: str | None = None
+    _refusal: ApiError | None = None
     _is_ending = False
     _goodbye: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
-        """Begin to wait for the first head."""
+        """Begin to wait for the first head, unless there are too many connections."""
         super().connection_made(transport)
-        self._connection = ClientConnection()
+        self._client = ClientConnection(transport.abort)
+        self._body = Progress()
+        self._answer = Progress()
+        self._head = Lease(self.server_connections.budget)
+        self._unread = Lease(self.server_connections.budget)
         connection = transport.get_extra_info("ssl_object")
         if isinstance(connection, ssl.SSLObject):
+            transport.set_write_buffer_limits(PART_BYTES)  # TLS has eight times as much
             self._client_name = certificate_name(connection)
-        self._await_head()
+        if not self.server_connections.add(self):
+            self._refuse(overloaded("The server has as many connections as it may have"))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop waiting."""
-        self._stop_timer()
+        """Let go of what is held."""
+        self.server_connections.remove(self)
+        self._head.release()
+        self._unread.release()
         if self._goodbye is not None:
             self._goodbye.cancel()
         super().connection_lost(exc)
-        self._connection.lose()
+        self._client.lose()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse, in parts: what one part makes too long is seen before the next."""
+        self._num_received += len(data)
+        if len(data) <= _PART_BYTES:
+            self._parse(data)
+            return
+        for at in range(0, len(data), _PART_BYTES):
+            if self.transport.is_closing():
+                return
+            self._parse(data[at : at + _PART_BYTES])
+
+    def _parse(self, data: bytes) -> None:
+        self._num_in_hand = len(data)
+        super().data_received(data)
+        turn = self._turn
+        if turn is Turn.ANSWER or self.transport.is_closing():
+            return
+        if turn is Turn.BODY:
+            self._chunk_room -= len(data)
+            if self._chunk_room < 0:
+                self._refuse(_bad_request("Its body in chunks has too much that is no body."))
+            return
+        self._num_head_bytes += len(data)
+        error = self._head_error(self._num_head_bytes)
+        if error is not None:
+            self._refuse(error)
+
+    def _head_error(self, num_bytes: int) -> ApiError | None:
+        """Return why a head of so many bytes, as far as it has come, is not taken."""
+        max_bytes = self.server_connections.bounds.max_head_bytes
+        if num_bytes > max_bytes:
+            return _too_long(f"The request's head is longer than {max_bytes} bytes.")
+        if len(self.headers or ()) > bounds.MAX_HEADERS:  # none before the first head
+            return _too_long(f"The request has more than {bounds.MAX_HEADERS} headers.")
+        if num_bytes > _FREE_HEAD_BYTES and not self._head.take(
+            COST_PER_BYTE * num_bytes - self._head.held
+        ):
+            return overloaded("The server has as many bytes in flight as it may have")
+        return None
+
+    # The parser's callbacks
 
     def on_message_begin(self) -> None:
-        """Begin to count the next request's head, on a connection that is used again."""
+        """Begin to count a head; one that begins amid a part counts from the next part on."""
         super().on_message_begin()
-        extensions: dict[str, Any] = {EXTENSION: self._connection}
+        extensions: dict[str, Any] = {EXTENSION: self._client}
         if self._client_name is not None:
             extensions["tls"] = {"client_cert_name": self._client_name}
         self.scope["extensions"] = extensions
-        if not self._is_in_head:
-            self._await_head()
+        if self._turn > Turn.HEAD:
+            self._num_head_bytes = -self._num_in_hand
+        if self._turn is not Turn.HEAD:
+            self._turn_to(Turn.HEAD)
 
     def on_headers_complete(self) -> None:
-        """Stop counting; the body has a limit of its own."""
-        self._is_in_head = False
+        """Stop counting; the body has bounds of its own. Trailers are no headers."""
+        if len(self.headers) > bounds.MAX_HEADERS or (
+            self._num_head_bytes + self._num_in_hand > self.server_connections.bounds.max_head_bytes
+        ):
+            num_bytes = len(self.url) + sum(
+                len(name) + len(value) + 4 for name, value in self.headers
+            )
+            self._refusal = self._head_error(num_bytes)
+        elif len(self.pipeline) >= bounds.MAX_PIPELINED:
+            self._refusal = _bad_request("Too many requests were sent ahead of their answers.")
+        if self._refusal is not None:
+            raise RefusedError
+        self._turn_to(Turn.BODY)
+        self._num_head_bytes = 0
+        if self._head.held:
+            self._head.release()
+        self._chunk_room = bounds.MAX_CHUNK_OVERHEAD_BYTES
+        self._body.stop()
         super().on_headers_complete()
+        self.headers = []
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of a body."""
+        self._chunk_room += (1 + bounds.CHUNK_OVERHEAD_RATIO) * len(body)
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Read on: uvicorn stops while much of a body waits, and would not see a client leave."""
         super().on_message_complete()
+        if self._cycle is not None and self._cycle.response_complete:
+            self._turn_to(Turn.IDLE)  # answered before its end
+        else:
+            self._turn_to(Turn.ANSWER)
+            self.server_connections.waiting.pop(self, None)
         if not self.pipeline:
             self.flow.resume_reading()
-
-    def data_received(self, data: bytes) -> None:
-        """Parse, then look at how long the unfinished head has become."""
-        super().data_received(data)
-        if self._is_in_head and not self.transport.is_closing():
-            self._num_head_bytes += len(data)
-            if self._num_head_bytes > self.max_head_bytes:
-                self._refuse(
-                    InvalidRequest(
-                        f"The request's head is longer than {self.max_head_bytes} bytes.",
-                        status=431,
-                    )
-                )
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP, in the envelope; uvicorn calls it.
@@ -96,7 +186,121 @@ class BoundedConnection(HttpToolsProtocol):
         if self.pipeline or is_answering:
             self.transport.close()
             return
-        self._refuse(InvalidRequest("This is no valid HTTP request.", status=400))
+        self._refuse(self._refusal or _bad_request("This is no valid HTTP request."))
+
+    # Answers
+
+    def on_response_complete(self) -> None:
+        """Go on to the next request, or close; uvicorn would set a timer for each."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            if self._is_ending:
+                self._expect_goodbye()
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            cycle, app = self.pipeline.pop()
+            self._start_asgi_task(cycle, app)
+            return
+        if self._turn is Turn.ANSWER:
+            self._turn_to(Turn.IDLE)
+        else:
+            self._since = None  # what the client sends next had to wait for this answer
+        self.server_connections.waiting[self] = None
+
+    def pause_writing(self) -> None:
+        """Take note that much waits for the client; what waits is in flight."""
+        super().pause_writing()
+        self._client.is_full = True
+        self._unread.charge(self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        """Take note that the client has read nearly all."""
+        super().resume_writing()
+        self._unread.release()
+        self._answer.stop()
+        self._client.note_room()
+
+    # Too slow
+
+    def check(self, now: float) -> None:
+        """End the connection if its client is too slow; the server calls it every so often."""
+        times = self.server_connections.bounds
+        if self._is_unread(now, times):
+            self.transport.abort()
+            return
+        if self.transport.is_closing() or self._turn is Turn.ANSWER:
+            return
+        cycle = self._cycle
+        is_answered = cycle is None or cycle.response_complete
+        if self._since is None or (self._turn is not Turn.BODY and not is_answered):
+            self._since = now  # a pipelined head may wait for the answer before
+        waited = now - self._since
+        if self._turn is Turn.BODY:
+            if self.flow.read_paused:
+                self._body.stop()  # it is not the client that is slow
+            elif is_answered and waited >= times.body_seconds:
+                self.drop()
+            elif self._body.is_missed(
+                now,
+                self._num_received,
+                times.body_seconds,
+                times.least_bytes(times.body_seconds),
+            ):
+                self._end_body()
+        elif waited >= (times.idle_seconds if self._turn is Turn.IDLE else times.head_seconds):
+            self.drop()
+
+    def drop(self) -> None:
+        """End the connection without a word."""
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
+            self.transport.close()
+            self._expect_goodbye()
+
+    def _is_unread(self, now: float, times: bounds.Bounds) -> bool:
+        """Tell whether what was sent waits for too long."""
+        num_waiting = self.transport.get_write_buffer_size()
+        if not num_waiting:
+            self._answer.stop()
+            return False
+        return self._answer.is_missed(
+            now,
+            self._num_acknowledged(num_waiting),
+            times.write_seconds,
+            min(times.least_bytes(times.write_seconds), num_waiting),
+        )
+
+    def _num_acknowledged(self, num_waiting: int) -> int:
+        """Return a count that grows by the bytes that the client's side has taken.
+
+        What the event loop has handed on says little: the kernel's buffer holds megabytes.
+        """
+        connection = self.transport.get_extra_info("socket")
+        try:
+            told = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+            (acknowledged,) = _ACKED.unpack_from(told, _ACKED_AT)
+        except (AttributeError, OSError, struct.error):
+            acknowledged = 0
+        return int(acknowledged) or -num_waiting
+
+    def _end_body(self) -> None:
+        cycle = self._cycle
+        if self.pipeline or cycle is None or cycle.response_started:
+            self.drop()
+            return
+        times = self.server_connections.bounds
+        self._refuse(
+            InvalidRequest(
+                f"The request's body came too slowly: less than {times.min_bytes_per_second} bytes "
+                f"a second in {times.body_seconds:g} seconds.",
+                status=408,
+                code=ErrorCode.REQUEST_TIMEOUT,
+            )
+        )
+
+    # The end
 
     def shutdown(self) -> None:
         """Close the connection, at once or after its answer, since the server ends."""
@@ -104,15 +308,13 @@ class BoundedConnection(HttpToolsProtocol):
         self._is_ending = True
         self._expect_goodbye()
 
-    def on_response_complete(self) -> None:
-        """Go on to the next request, or close."""
-        super().on_response_complete()
-        if self._is_ending:
-            self._expect_goodbye()
-
     @property
     def _cycle(self) -> RequestResponseCycle | None:
         return getattr(self, "cycle", None)  # None before the first head, whatever its type says
+
+    def _turn_to(self, turn: Turn) -> None:
+        self._turn = turn
+        self._since = None
 
     def _expect_goodbye(self) -> None:
         if self.scheme == "https" and self.transport.is_closing():
@@ -124,38 +326,31 @@ class BoundedConnection(HttpToolsProtocol):
         else:
             self.transport.abort()
 
-    def _await_head(self) -> None:
-        self._is_in_head = True
-        self._num_head_bytes = 0
-        self._head_until = self.loop.time() + self.head_seconds
-        if self._timer is None:
-            self._timer = self.loop.call_later(self.head_seconds, self._on_timer)
-
-    def _on_timer(self) -> None:
-        # One timer a connection: setting and stopping one for each request would cost more.
-        # While an answer runs, the next head may wait for it.
-        cycle = self._cycle
-        is_waiting = self._is_in_head and (cycle is None or cycle.response_complete)
-        rest = self._head_until - self.loop.time() if is_waiting else self.head_seconds
-        if rest > 0:
-            self._timer = self.loop.call_later(rest, self._on_timer)
-        else:
-            self._drop()
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _drop(self) -> None:
-        self.transport.close()
-
-    def _refuse(self, error: InvalidRequest) -> None:
+    def _refuse(self, error: ApiError) -> None:
         body = error.body()
+        told = "".join(f"{name}: {value}\r\n" for name, value in error.headers().items())
         head = (
-            f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n"
+            f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n{told}"
             "content-type: application/json\r\n"
             f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + body)
         self.transport.close()
+
+
+def protocol(connections: Connections) -> type[BoundedConnection]:
+    """Return the class of a server's connections, for uvicorn's `http`."""
+
+    class ServersConnection(BoundedConnection):
+        pass
+
+    ServersConnection.server_connections = connections
+    return ServersConnection
+
+
+def _too_long(text: str) -> InvalidRequest:
+    return InvalidRequest(text, status=431)
+
+
+def _bad_request(text: str) -> InvalidRequest:
+    return InvalidRequest(text, status=400)

@@ -22,6 +22,8 @@ import json
 from enum import StrEnum
 from typing import Any
 
+OVERLOADED_RETRY_SECONDS = 2.0
+
 
 class ErrorCode(StrEnum):
     """Every code that this project puts in an error, in OpenAI's lower case."""
@@ -67,6 +69,7 @@ class ErrorCode(StrEnum):
     UPSTREAM_INVALID_RESPONSE = "upstream_invalid_response"
     UPSTREAM_STREAM_BROKEN = "upstream_stream_broken"
     MODEL_NOT_READY = "model_not_ready"
+    SERVER_OVERLOADED = "server_overloaded"
     QUEUE_TIMEOUT = "queue_timeout"
     SERVER_SHUTTING_DOWN = "server_shutting_down"
     REQUEST_TIMEOUT = "request_timeout"
@@ -197,6 +200,15 @@ class DeadlineExceeded(ApiError):
 
     status = 504
     code = ErrorCode.REQUEST_TIMEOUT
+
+
+def overloaded(why: str) -> Unavailable:
+    """Return the error for what the server has no room for just now; `why` is a sentence's text."""
+    return Unavailable(
+        f"{why}; please try again in a moment.",
+        code=ErrorCode.SERVER_OVERLOADED,
+        retry_after_seconds=OVERLOADED_RETRY_SECONDS,
+    )
 
 
 def missing_parameter(param: str, why: str = "") -> InvalidRequest:

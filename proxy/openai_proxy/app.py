@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
+from http_edge.bytes_in_flight import ByteBudget
 from http_edge.head_rules import HeadRules
 from http_edge.hosts import HostRules
 from openai_protocol.errors import Unavailable, http_error
@@ -19,11 +20,10 @@ from openai_proxy.cors import AllowOrigins
 from openai_proxy.error_forms import FORMS, ErrorForm
 from openai_proxy.exchange import Observer, exchange_of
 from openai_proxy.heads import CheckHead
-from openai_proxy.limits import Concurrency, LimitConcurrency
+from openai_proxy.limits import Concurrency, LimitBody, LimitConcurrency
 from openai_proxy.metrics import Metrics
 from openai_proxy.middleware import (
     App,
-    LimitBody,
     Observe,
     Receive,
     RenderErrors,
@@ -129,14 +129,16 @@ def build(
     settings: Settings,
     is_draining: Callable[[], bool],
     concurrency: Concurrency,
+    budget: ByteBudget,
     form: ErrorForm = _OPENAI,
 ) -> App:
     """Return the application: the middleware around the paths.
 
-    `concurrency` counts what runs, also what began under other settings.
+    `concurrency` and `budget` count what runs and what is in flight, also what began under other
+    settings.
     """
-    limited: App = LimitBody(paths, settings.max_body_bytes)
-    limited = LimitConcurrency(limited, settings.max_concurrent_requests, concurrency)
+    limited: App = LimitConcurrency(paths, settings.max_concurrent_requests, concurrency, budget)
+    limited = LimitBody(limited, settings.max_body_bytes)
     if settings.tls_client_ca_file is not None:
         limited = RequireClientCertificate(limited, PROBE_PATHS)
     edge: App = RenderErrors(limited, form)

@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from http_edge import cgroup
+from http_edge.bytes_in_flight import ByteBudget
+from http_edge.connections import Connections
 from openai_protocol.errors import ErrorCode, Unavailable
 from openai_proxy import app, error_forms, logging, server, stdin
 from openai_proxy.access_log import AccessLog
@@ -68,6 +71,9 @@ class Lifecycle:
         self._metrics = Metrics(self._state.lists, settings.metrics_namespace)
         self._running = Running()
         self._concurrency = Concurrency()
+        self._available_memory = cgroup.available_memory()
+        self._budget = ByteBudget(settings.byte_capacity(self._available_memory))
+        self._connections = Connections(settings.bounds, self._budget)
         self._tracing = self._start_tracing()
         self._observers: list[Observer] = [self._metrics]
         if self._tracing is not None:
@@ -90,7 +96,7 @@ class Lifecycle:
             loop.add_signal_handler(signal.SIGHUP, self._reloader.request)
             self._in_background(self._reloader.run())
         grace_seconds = self._settings.grace_seconds + LAST_EVENTS_SECONDS
-        web = server.build(self._current, grace_seconds, self._settings.tls)
+        web = server.build(self._current, grace_seconds, self._connections, self._settings.tls)
         log.info("listening", host=self._settings.host, port=self._port)
         serving = asyncio.create_task(web.serve(sockets=[self._listener]))
         parts = [serving, asyncio.create_task(self._serve())]
@@ -158,6 +164,8 @@ class Lifecycle:
         # It may have come or gone meanwhile.
         service.use_backend(self._backend_url, self._backend_model)
         self._settings = settings
+        self._budget.capacity = settings.byte_capacity(self._available_memory)
+        self._connections.bounds = settings.bounds
         self._use(service)
         self._current.app = self._app(service)
         self._watch(service)
@@ -183,6 +191,7 @@ class Lifecycle:
             settings,
             lambda: self._state.is_draining,
             self._concurrency,
+            self._budget,
             error_forms.FORMS[settings.errors],
         )
 

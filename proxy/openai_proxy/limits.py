@@ -1,11 +1,28 @@
-"""How many requests may run at a time, checked before any upstream is touched."""
+"""What is let in, checked before any upstream is touched: how large, how many bytes, how many.
+
+    LimitBody         refuses bodies that are too long, before and while they are read
+    LimitConcurrency  refuses what is more than may be in flight or run at a time
+
+Both look at bodies while they are read, in this order, and hold nothing of them.
+"""
 
 from __future__ import annotations
 
-from openai_protocol.errors import ErrorCode, RateLimited
-from openai_proxy.middleware import App, Receive, Scope, Send
+import asyncio
+
+from http_edge.bytes_in_flight import (
+    COST_PER_BYTE,
+    ByteBudget,
+    Lease,
+    attach_lease,
+    cost_of,
+)
+from openai_protocol.errors import ErrorCode, RateLimited, RequestTooLarge, Unavailable, overloaded
+from openai_proxy.middleware import App, Message, Receive, Scope, Send, header
 
 RETRY_AFTER_SECONDS = 2.0
+_MAX_DISCARDED_BYTES = 64 * 1024 * 1024
+_DISCARD_SECONDS = 5.0
 
 
 class Concurrency:
@@ -21,22 +38,57 @@ class Concurrency:
 
 
 class LimitConcurrency:
-    """Refuses requests with 429 while as many run as may.
+    """Refuses requests with 429 while as many run as may, with 503 while their bytes have no room.
 
     Those that make a model work are counted, by their method: GET costs little, and probes must
-    see the server as it is when it is busy.
+    see the server as it is when it is busy. They count from when their body is there: a client
+    that is slow to send it takes no place from others. They hold bytes from when these come.
     """
 
-    def __init__(self, app: App, max_requests: int, concurrency: Concurrency) -> None:
+    def __init__(
+        self, app: App, max_requests: int, concurrency: Concurrency, budget: ByteBudget
+    ) -> None:
         self._app = app
         self._max_requests = max_requests
         self._concurrency = concurrency
+        self._budget = budget
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["method"] != "POST":
-            await self._app(scope, receive, send)
-            return
+        admission = _Admission(self._budget, self._concurrency, self._max_requests)
+        if scope["method"] == "POST":
+            admission.check_place()
+        if self._budget.used:
+            length = header(scope, b"content-length")
+            if length is not None and length.isdigit():
+                admission.check_bytes(COST_PER_BYTE * int(length))
+        attach_lease(scope, admission.lease)
+
+        async def admitted_receive() -> Message:
+            message = await receive()
+            admission.take_in(message, counts=scope["method"] == "POST")
+            return message
+
+        try:
+            await self._app(scope, admitted_receive, send)
+        finally:
+            admission.end()
+
+
+class _Admission:
+    """What one request holds of the server; owner: its `LimitConcurrency` call."""
+
+    __slots__ = ("_budget", "_concurrency", "_is_running", "_max_requests", "lease")
+
+    def __init__(self, budget: ByteBudget, concurrency: Concurrency, max_requests: int) -> None:
+        self._budget = budget
+        self._concurrency = concurrency
+        self._max_requests = max_requests
+        self._is_running = False
+        self.lease = Lease(budget)
+
+    def check_place(self) -> None:
+        """Raise RateLimited while as many requests run as may."""
         if self._concurrency.num_running >= self._max_requests:
             raise RateLimited(
                 "The server is busy with as many requests as it may serve at a time; please try "
@@ -44,8 +96,80 @@ class LimitConcurrency:
                 code=ErrorCode.QUEUE_FULL,
                 retry_after_seconds=RETRY_AFTER_SECONDS,
             )
-        self._concurrency.num_running += 1
-        try:
-            await self._app(scope, receive, send)
-        finally:
+
+    def check_bytes(self, cost: int) -> None:
+        """Raise Unavailable where a body of this cost has no room; it takes nothing yet."""
+        if not self._budget.fits(min(cost, self._budget.large_capacity)):
+            raise _no_room()
+
+    def take_in(self, message: Message, *, counts: bool) -> None:
+        """Hold a part of the body, and a place with the last; raises RateLimited, Unavailable."""
+        if message["type"] != "http.request" or self._is_running:
+            return
+        body = message.get("body")
+        if body and not self.lease.take(cost_of(body)):
+            raise _no_room()
+        if counts and not message.get("more_body", False):
+            self.check_place()
+            self._is_running = True
+            self._concurrency.num_running += 1
+
+    def end(self) -> None:
+        """Give all back."""
+        self.lease.release()
+        if self._is_running:
             self._concurrency.num_running -= 1
+
+
+class LimitBody:
+    """Refuses request bodies longer than `max_bytes` with 413."""
+
+    def __init__(self, app: App, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        length = header(scope, b"content-length")
+        if length is not None and length.isdigit():
+            if int(length) <= self._max_bytes:
+                await self._app(scope, receive, send)  # the server reads no more than that
+                return
+            expected = header(scope, b"expect")
+            if expected is None or expected.lower() != b"100-continue":
+                await self._discard(receive)
+            raise self._refusal()
+        num_bytes = 0
+
+        async def counted_receive() -> Message:
+            nonlocal num_bytes
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            if num_bytes > self._max_bytes:
+                await self._discard(receive)
+                raise self._refusal()
+            return message
+
+        await self._app(scope, counted_receive, send)
+
+    def _refusal(self) -> RequestTooLarge:
+        return RequestTooLarge(
+            f"The request body is larger than the limit of {self._max_bytes} bytes."
+        )
+
+    async def _discard(self, receive: Receive) -> None:
+        """Read on for a while: a client that still sends would not see the answer otherwise."""
+        num_bytes = 0
+        try:
+            async with asyncio.timeout(_DISCARD_SECONDS):
+                while num_bytes < _MAX_DISCARDED_BYTES:
+                    message = await receive()
+                    num_bytes += len(message.get("body", b""))
+                    if not message.get("more_body", False):
+                        return
+        except TimeoutError:
+            pass
+
+
+def _no_room() -> Unavailable:
+    return overloaded("The server has as many bytes in flight as its memory allows")

@@ -6,15 +6,14 @@
     AllowOrigins              answers preflights, names who may read answers (`cors`, if set)
     RenderErrors              turns what is raised below into an answer of the chosen form
     RequireClientCertificate  refuses clients that have shown none (`tls`, if set)
-    LimitConcurrency          refuses what is more than may run at a time (`limits`)
-    LimitBody                 refuses bodies that are too long, before and while they are read
+    LimitBody                 refuses bodies that are too long (`limits`)
+    LimitConcurrency          refuses what is more than may be in flight or run at a time (`limits`)
 
 A request goes through them in this order.
 """
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
 import uuid
@@ -23,7 +22,8 @@ from typing import Any
 
 import structlog
 
-from openai_protocol.errors import ApiError, ErrorCode, RequestTooLarge, internal_error
+from http_edge.client_connection import ClientConnection, client_connection, send_last
+from openai_protocol.errors import ApiError, ErrorCode, internal_error
 from openai_proxy import error_forms
 from openai_proxy.error_forms import ErrorForm
 from openai_proxy.exchange import (
@@ -46,8 +46,6 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,127}")
 _TRACE_HEADERS = frozenset({b"traceparent", b"tracestate"})
 _TRACE_VALUE = re.compile(rb"[ -~]{1,512}")
-_MAX_DISCARDED_BYTES = 64 * 1024 * 1024
-_DISCARD_SECONDS = 5.0
 
 log = structlog.get_logger("openai_proxy")
 
@@ -92,14 +90,17 @@ class Observe:
         LOG_FIELDS.set(exchange.log_fields)
         for observer in self._observers:
             observer.request_started(exchange)
+        connection = client_connection(scope)
         try:
-            await self._app(scope, receive, self._watched(exchange, send))
+            await self._app(scope, receive, self._watched(exchange, send, connection))
         finally:
+            if connection is not None:
+                connection.let_go()
             exchange.finished_at = self._clock()
             for observer in self._observers:
                 observer.request_finished(exchange)
 
-    def _watched(self, exchange: Exchange, send: Send) -> Send:
+    def _watched(self, exchange: Exchange, send: Send, connection: ClientConnection | None) -> Send:
         clock = self._clock
 
         # Returns what `send` returns instead of waiting for it: a coroutine less for each chunk.
@@ -117,6 +118,9 @@ class Observe:
                 if self._is_draining():
                     headers.append((b"connection", b"close"))
                 message["headers"] = headers
+                return send(message)
+            if connection is not None and not message.get("more_body", False):
+                return send_last(send, message, connection)
             return send(message)
 
         return watched_send
@@ -155,56 +159,6 @@ class RenderErrors:
         exchange.error_code = str(error.code)
         if exchange.status is None:
             await send_error(send, error, self._form)
-
-
-class LimitBody:
-    """Refuses request bodies longer than `max_bytes` with 413."""
-
-    def __init__(self, app: App, max_bytes: int) -> None:
-        self._app = app
-        self._max_bytes = max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        length = header(scope, b"content-length")
-        if length is not None and length.isdigit():
-            if int(length) <= self._max_bytes:
-                await self._app(scope, receive, send)  # the server reads no more than that
-                return
-            expected = header(scope, b"expect")
-            if expected is None or expected.lower() != b"100-continue":
-                await self._discard(receive)
-            raise self._refusal()
-        num_bytes = 0
-
-        async def counted_receive() -> Message:
-            nonlocal num_bytes
-            message = await receive()
-            num_bytes += len(message.get("body", b""))
-            if num_bytes > self._max_bytes:
-                await self._discard(receive)
-                raise self._refusal()
-            return message
-
-        await self._app(scope, counted_receive, send)
-
-    def _refusal(self) -> RequestTooLarge:
-        return RequestTooLarge(
-            f"The request body is larger than the limit of {self._max_bytes} bytes."
-        )
-
-    async def _discard(self, receive: Receive) -> None:
-        """Read on for a while: a client that still sends would not see the answer otherwise."""
-        num_bytes = 0
-        try:
-            async with asyncio.timeout(_DISCARD_SECONDS):
-                while num_bytes < _MAX_DISCARDED_BYTES:
-                    message = await receive()
-                    num_bytes += len(message.get("body", b""))
-                    if not message.get("more_body", False):
-                        return
-        except TimeoutError:
-            pass
 
 
 def let_go(error: Exception) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 import uvicorn
 
 from http_edge import listener
-from http_edge.connection import BoundedConnection
+from http_edge.connection import protocol
+from http_edge.connections import Connections
 from openai_proxy.tls import ServerTLS, server_context
 
-KEEP_ALIVE_SECONDS = 75  # above the 60 s after which common load balancers close idle connections
 EXIT_PORT_TAKEN = 3
 
 
@@ -30,7 +30,9 @@ class Server(uvicorn.Server):
         yield
 
 
-def build(app: Any, grace_seconds: float, tls: ServerTLS | None = None) -> Server:
+def build(
+    app: Any, grace_seconds: float, connections: Connections, tls: ServerTLS | None = None
+) -> Server:
     """Return a server for the application; it waits `grace_seconds` for requests at its end.
 
     Raises ValueError for files of `tls` that cannot be used.
@@ -39,7 +41,7 @@ def build(app: Any, grace_seconds: float, tls: ServerTLS | None = None) -> Serve
     return Server(
         uvicorn.Config(
             app,
-            http=BoundedConnection,
+            http=protocol(connections),
             interface="asgi3",
             ws="none",
             lifespan="off",
@@ -48,7 +50,6 @@ def build(app: Any, grace_seconds: float, tls: ServerTLS | None = None) -> Serve
             server_header=False,
             proxy_headers=False,  # nobody asks for the client's address
             backlog=listener.BACKLOG,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=max(1, round(grace_seconds)),
             ssl_context_factory=None if context is None else lambda _, __: context,
         )

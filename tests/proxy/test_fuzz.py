@@ -15,7 +15,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic_core import from_json
 
-from http_edge.connection import BoundedConnection
 from tests.proxy import harness
 from tests.proxy.harness import CHAT, COMPLETION, DONE, Proxy, chunk, start_stream
 
@@ -114,12 +113,15 @@ async def answer(request: web.Request) -> web.StreamResponse:
 
 
 @pytest.fixture
-async def fuzzed(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Proxy]:
-    monkeypatch.setattr(BoundedConnection, "head_seconds", 0.2)
+async def fuzzed() -> AsyncIterator[Proxy]:
     async with harness.upstream() as upstream:
         upstream.respond = answer
         async with harness.proxy(
-            upstream_url=upstream.url, cors_allow_origins="https://a.example", log_level="error"
+            upstream_url=upstream.url,
+            cors_allow_origins="https://a.example",
+            log_level="error",
+            head_timeout_seconds=0.2,
+            body_timeout_seconds=0.2,
         ) as proxy:
             yield proxy
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 
-import pytest
-
-from http_edge.connection import BoundedConnection
-from tests.proxy.harness import Proxy
+from tests.proxy import harness
+from tests.proxy.harness import Proxy, StandIn
 
 
 async def talk(proxy: Proxy, *parts: bytes) -> bytes:
@@ -35,18 +33,15 @@ async def test_a_long_head_is_refused(proxy: Proxy) -> None:
     assert (await talk(proxy, start, b"a" * 60_000 + b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
 
 
-async def test_a_head_that_does_not_end_is_dropped(
-    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_head_that_does_not_end_is_dropped(upstream: StandIn) -> None:
     """A client that sends half a head, or nothing, does not hold its connection for ever."""
-    monkeypatch.setattr(BoundedConnection, "head_seconds", 0.2)
-    assert await talk(proxy, b"GET /health/live HTTP/1.1\r\nhost:") == b""
-    assert await talk(proxy) == b""
+    async with harness.proxy(upstream_url=upstream.url, head_timeout_seconds=0.2) as proxy:
+        assert await talk(proxy, b"GET /health/live HTTP/1.1\r\nhost:") == b""
+        assert await talk(proxy) == b""
 
 
-async def test_a_long_body_is_no_long_head(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_long_body_is_no_long_head(proxy: Proxy) -> None:
     """Bodies, and several requests on one connection, count for nothing."""
-    monkeypatch.setattr(BoundedConnection, "head_seconds", 5)
     body = json.dumps({"messages": [{"role": "user", "content": "a" * 200_000}]}).encode()
     post = (
         b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n"

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic_core import from_json
 
+from http_edge.bytes_in_flight import Lease, lease_of
 from openai_protocol.errors import ApiError
 from openai_protocol.request_limits import RequestLimits
 from openai_protocol.requests import ChatCompletionRequest, CompletionRequest
@@ -89,7 +90,7 @@ class GenerationEndpoint:
                     return exchange.status is None
 
                 if not exchange.is_stream:
-                    whole = _Whole(send)
+                    whole = _Whole(send, lease_of(scope))
                     await ask(route.upstream, call, exchange, serving, whole, has_sent_nothing)
                     return
                 stream = EventStream(send, serving.keepalive_seconds)
@@ -154,15 +155,16 @@ async def ask(
 
 
 class _Whole:
-    """Passes a whole answer on."""
+    """Passes a whole answer on; it counts for the request's lease."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, lease: Lease | None) -> None:
         self._send = send
+        self._lease = lease
 
     async def __call__(self, answer: Answer, dialect: Dialect, call: Call) -> None:
         if answer.head.media_type == MEDIA_TYPE or answer.head.encoding not in _PLAIN:
             raise invalid_response()
-        body = dialect.answer(call, answer.head, await answer.body())
+        body = dialect.answer(call, answer.head, await answer.body(self._lease))
         await send_json(self._send, 200, body)
 
 

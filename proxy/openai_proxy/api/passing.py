@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import from_json
 
+from http_edge.bytes_in_flight import lease_of
 from openai_protocol.errors import ErrorCode, InvalidRequest
 from openai_proxy.api.openai import Serving, ask, request_headers
 from openai_proxy.dialects.base import Call, Dialect
@@ -87,7 +88,12 @@ class PassingEndpoint:
             exchange.model = asked.model
             route = self._router.route(asked.model)
             call = self._call(asked, body, route, scope)
-            answered = await ask(route.upstream, call, exchange, self._serving, _passed)
+            lease = lease_of(scope)
+
+            async def passed(answer: Answer, dialect: Dialect, call: Call) -> bytes:
+                return dialect.answer(call, answer.head, await answer.body(lease))
+
+            answered = await ask(route.upstream, call, exchange, self._serving, passed)
             leash.unwatch()
             await send_json(send, 200, answered)
 
@@ -109,7 +115,3 @@ class PassingEndpoint:
             model=resolved.name,
             upstream_model=resolved.upstream_model,
         )
-
-
-async def _passed(answer: Answer, dialect: Dialect, call: Call) -> bytes:
-    return dialect.answer(call, answer.head, await answer.body())

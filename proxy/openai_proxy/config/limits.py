@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
+from http_edge.bounds import MAX_CONNECTIONS, Bounds, max_connections
+from http_edge.bytes_in_flight import COST_PER_BYTE, COST_PER_VALUE
 from openai_protocol.json_shape import MAX_JSON_DEPTH, MAX_JSON_VALUES, NUMBERS_PER_VALUE
 from openai_protocol.requests import MAX_MESSAGES
+from openai_proxy.config.types import Seconds
+
+_BOUNDS = Bounds()
 
 
 class LimitsSettings(BaseModel):
@@ -34,3 +39,55 @@ class LimitsSettings(BaseModel):
         description="Requests that may run at a time; more get 429. Only POST counts, so that "
         "probes are always answered.",
     )
+
+    head_timeout_seconds: Seconds = Field(
+        _BOUNDS.head_seconds,
+        description="Time for a request's head: a connection whose head does not end is closed.",
+    )
+    body_timeout_seconds: Seconds = Field(
+        _BOUNDS.body_seconds,
+        description="In each such time, `min_bytes_per_second` must come of a body on average, or "
+        "it gets 408.",
+    )
+    write_timeout_seconds: Seconds = Field(
+        _BOUNDS.write_seconds,
+        description="In each such time, `min_bytes_per_second` must be read of an answer that "
+        "waits for its client, on average, or the connection is ended.",
+    )
+    idle_timeout_seconds: Seconds = Field(
+        _BOUNDS.idle_seconds,
+        description="How long a connection stays open between two requests: longer than load "
+        "balancers keep theirs, commonly 60 seconds.",
+    )
+    min_bytes_per_second: int = Field(
+        _BOUNDS.min_bytes_per_second,
+        ge=0,
+        description="How fast a client must at least send a body and read an answer; 0: not at "
+        "all, as long as something moves.",
+    )
+    max_connections: int = Field(
+        0,
+        ge=0,
+        description="Connections of clients; for one more, that is closed which has waited "
+        "longest for its client to send something. 0: half of what the limit of open files "
+        f"leaves, {MAX_CONNECTIONS} at most.",
+    )
+    max_bytes_in_flight: int = Field(
+        0,
+        ge=0,
+        description="Memory for requests and answers on their way, where a byte of a body counts "
+        f"{COST_PER_BYTE} times, and each value {COST_PER_VALUE} bytes more; what has no room gets "
+        "503. 0: a quarter of the memory that is available at the start.",
+    )
+
+    @property
+    def bounds(self) -> Bounds:
+        """What a connection may take."""
+        return Bounds(
+            head_seconds=self.head_timeout_seconds,
+            body_seconds=self.body_timeout_seconds,
+            write_seconds=self.write_timeout_seconds,
+            idle_seconds=self.idle_timeout_seconds,
+            min_bytes_per_second=self.min_bytes_per_second,
+            max_connections=self.max_connections or max_connections(),
+        )

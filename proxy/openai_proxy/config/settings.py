@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from http_edge.bytes_in_flight import default_capacity, least_capacity
 from openai_proxy.config.api import ApiSettings
 from openai_proxy.config.backend import BackendSettings
 from openai_proxy.config.edge import EdgeSettings
@@ -19,6 +20,8 @@ from openai_proxy.config.models import ModelsSettings
 from openai_proxy.config.server import ServerSettings
 from openai_proxy.config.tracing import TracingSettings
 from openai_proxy.config.upstreams import DEFAULT_UPSTREAM, UpstreamSettings, UpstreamsSettings
+
+_BYTES_SHARE = 0.25
 
 
 class Settings(
@@ -76,6 +79,23 @@ class Settings(
                     f"name: take one of {', '.join(sorted(names))}"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _has_room_for_a_body(self) -> Settings:
+        least = least_capacity(self.max_body_bytes)
+        if 0 < self.max_bytes_in_flight < least:
+            raise ValueError(
+                f"--max-bytes-in-flight is {self.max_bytes_in_flight}, but the largest body "
+                f"(--max-body-bytes {self.max_body_bytes}) needs {least}: raise the one, lower the "
+                "other, or leave it out"
+            )
+        return self
+
+    def byte_capacity(self, available: int | None) -> int:
+        """Return how many bytes may be in flight, where so many were available at the start."""
+        return self.max_bytes_in_flight or default_capacity(
+            self.max_body_bytes, _BYTES_SHARE, available
+        )
 
     def backend_upstream(self, url: str) -> UpstreamSettings:
         """Return the backend as an upstream: a command speaks as its settings say."""

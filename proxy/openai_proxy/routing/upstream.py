@@ -14,7 +14,14 @@ import aiohttp
 import structlog
 from yarl import URL
 
-from openai_protocol.errors import ApiError, BadGateway, DeadlineExceeded, ErrorCode
+from http_edge.bytes_in_flight import Lease
+from openai_protocol.errors import (
+    ApiError,
+    BadGateway,
+    DeadlineExceeded,
+    ErrorCode,
+    overloaded,
+)
 from openai_proxy.dialects.base import AnswerHead, Dialect, Headers, UpstreamRequest
 from openai_proxy.dialects.openai import GENERIC, broken_stream, invalid_response
 from openai_proxy.exchange import Target
@@ -24,6 +31,8 @@ from openai_proxy.routing.endpoints import Endpoint, Endpoints
 
 log = structlog.get_logger("openai_proxy")
 
+# An answer is held in parts, then as a whole.
+COST_PER_ANSWER_BYTE = 2
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 FINISH_SECONDS = 0.2
 # URLs that are kept: making one costs more than all else that is done here for a request.
@@ -52,8 +61,11 @@ class Answer:
             headers=headers,
         )
 
-    async def body(self) -> bytes:
-        """Return the whole body; raises BadGateway where it is cut off or past the size limit."""
+    async def body(self, lease: Lease | None = None) -> bytes:
+        """Return the whole body; raises BadGateway where it is cut off or past the size limit.
+
+        It counts for the lease from when it comes; raises Unavailable where there is no room.
+        """
         parts = []
         num_bytes = 0
         content = self._response.content
@@ -62,6 +74,8 @@ class Answer:
                 num_bytes += len(chunk)
                 if num_bytes > MAX_ANSWER_BYTES:
                     raise invalid_response()
+                if lease is not None and not lease.take(COST_PER_ANSWER_BYTE * len(chunk)):
+                    raise overloaded("The server has as many bytes in flight as its memory allows")
                 parts.append(chunk)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise _api_error(error) from error

@@ -1,0 +1,108 @@
+"""A budget of the memory that requests and answers take while they are on their way; pure.
+
+What a request costs is told from its bytes, measured with the parser: a text stands in memory four
+times (received, joined, decoded, checked), and each value of a list or an object is an object of
+its own, which costs much more than its bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+MIB = 1024 * 1024
+COST_PER_BYTE = 4
+COST_PER_VALUE = 64
+# Requests up to this cost may use all of the budget, larger ones three quarters: a few large ones
+# leave room for the many small.
+SMALL_COST = 256 * 1024
+_KEY = "http_edge.lease"
+_UNKNOWN_MEMORY = 1024 * MIB
+_LEAST_CAPACITY = 16 * MIB
+
+
+class ByteBudget:
+    """How many bytes are in flight, and how many may be; owner: the server, in its event loop."""
+
+    __slots__ = ("capacity", "used")
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.used = 0
+
+    @property
+    def large_capacity(self) -> int:
+        """What requests of more than `SMALL_COST` may use together with all others."""
+        return self.capacity * 3 // 4
+
+    def fits(self, cost: int, held: int = 0) -> bool:
+        """Tell whether a request that holds so much may take so much more."""
+        if held + cost <= SMALL_COST:
+            return self.used + cost <= self.capacity
+        return self.used + cost <= self.large_capacity
+
+
+class Lease:
+    """What one request holds of a budget; owner: the request, which must `release` it."""
+
+    __slots__ = ("_budget", "held")
+
+    def __init__(self, budget: ByteBudget) -> None:
+        self._budget = budget
+        self.held = 0
+
+    def take(self, cost: int) -> bool:
+        """Take more, unless it does not fit; tells whether it did.
+
+        What one request takes counts no more than large ones may use: alone it always fits.
+        """
+        budget = self._budget
+        cost = min(cost, budget.large_capacity - self.held)
+        if cost <= 0:
+            return True
+        if not budget.fits(cost, self.held):
+            return False
+        self.held += cost
+        budget.used += cost
+        return True
+
+    def charge(self, cost: int) -> None:
+        """Take more, whether or not it fits: what is there already cannot be refused."""
+        self.held += cost
+        self._budget.used += cost
+
+    def release(self) -> None:
+        """Give all back; may be called twice."""
+        self._budget.used -= self.held
+        self.held = 0
+
+
+def attach_lease(scope: MutableMapping[str, Any], lease: Lease) -> None:
+    """Put a request's lease into its ASGI scope."""
+    scope[_KEY] = lease
+
+
+def lease_of(scope: Mapping[str, Any]) -> Lease | None:
+    """Return the lease of an ASGI scope; None where nothing counts bytes."""
+    lease: Lease | None = scope.get(_KEY)
+    return lease
+
+
+def cost_of(chunk: bytes) -> int:
+    """Return what a part of a JSON body costs in memory while its request is served, in bytes."""
+    return COST_PER_BYTE * len(chunk) + COST_PER_VALUE * chunk.count(b",")
+
+
+def default_capacity(max_body_bytes: int, share: float, available: int | None) -> int:
+    """Return a budget in bytes: a share of the memory that is available, at least one large body.
+
+    `available` is None where it is not known.
+    """
+    if available is None:
+        available = _UNKNOWN_MEMORY
+    return max(int(available * share), least_capacity(max_body_bytes))
+
+
+def least_capacity(max_body_bytes: int) -> int:
+    """Return the least budget in bytes into which the largest body fits."""
+    return max(_LEAST_CAPACITY, -(-max_body_bytes * COST_PER_BYTE * 4 // 3))

@@ -1,0 +1,192 @@
+"""Clients that are slow to send or to read take no places and no memory from others."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import pytest
+from aiohttp import web
+
+from http_edge.bytes_in_flight import MIB, least_capacity
+from openai_proxy.config import ConfigError, load
+from tests.proxy import harness
+from tests.proxy.harness import COMPLETION, MESSAGES, Proxy, StandIn, until
+from tests.proxy.test_request_head import talk
+
+# aiohttp's client warns of what the proxy does well: its bodies are bounded.
+pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
+LONG = {**COMPLETION, "x": "a" * 4 * MIB}
+POST = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n"
+
+
+def posted(stream: bool = False, size: int = 0) -> bytes:
+    """A chat request, with so many bytes more."""
+    body = json.dumps({"messages": MESSAGES, "stream": stream, "x": "a" * size}).encode()
+    return POST % len(body) + body
+
+
+@asynccontextmanager
+async def silent(proxy: Proxy, *parts: bytes) -> AsyncIterator[socket.socket]:
+    """A client that sends parts and then neither sends nor reads."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.setblocking(False)
+    loop = asyncio.get_running_loop()
+    await loop.sock_connect(client, ("127.0.0.1", proxy.port))
+    try:
+        for part in parts:
+            await loop.sock_sendall(client, part)
+        yield client
+    finally:
+        client.close()
+
+
+async def never(request: web.Request) -> web.StreamResponse:
+    """Leave a request without its answer."""
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+async def test_unfinished_bodies_take_no_places(upstream: StandIn) -> None:
+    """As many half bodies as requests may run keep nobody out."""
+    async with (
+        harness.proxy(upstream_url=upstream.url, max_concurrent_requests=5) as proxy,
+        AsyncExitStack() as clients,
+    ):
+        for _ in range(10):
+            await clients.enter_async_context(silent(proxy, POST % 100 + b"{"))
+        await until(lambda: len(proxy.lifecycle._running) == 10)
+        assert (await proxy.chat())[0] == 200
+
+
+async def test_a_slow_body_is_given_up(upstream: StandIn) -> None:
+    """A body that does not come gets 408, and nothing of it stays."""
+    async with harness.proxy(upstream_url=upstream.url, body_timeout_seconds=0.2) as proxy:
+        answered = await talk(proxy, POST % 100 + b"{")
+        assert answered.startswith(b"HTTP/1.1 408 ")
+        assert b'"request_timeout"' in answered
+        await until(lambda: len(proxy.lifecycle._running) == 0)
+        assert proxy.lifecycle._budget.used == 0
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_an_answer_that_is_not_read_keeps_its_place(
+    upstream: StandIn, is_stream: bool
+) -> None:
+    """While a client does not read its answer the request runs; then its connection ends."""
+    long = b"data: " + json.dumps(harness_chunk()).encode() + b"\n\n"
+    events = harness.streamed(*[long] * 8)
+    upstream.respond = events if is_stream else harness.answered_json(LONG)
+    async with harness.proxy(
+        upstream_url=upstream.url, max_concurrent_requests=1, write_timeout_seconds=0.6
+    ) as proxy:
+        async with silent(proxy, posted(is_stream)):
+            await until(lambda: len(proxy.lifecycle._running) == 1)
+            await until(lambda: proxy.lifecycle._budget.used >= 64 * 1024)
+            assert (await proxy.chat())[0] == 429
+            await until(lambda: len(proxy.lifecycle._running) == 0)
+        upstream.respond = harness.answered_json(COMPLETION)
+        assert (await proxy.chat())[0] == 200
+        assert proxy.lifecycle._budget.used == 0
+
+
+def harness_chunk() -> object:
+    """A chunk of a megabyte."""
+    choice = {"index": 0, "delta": {"content": "a" * MIB}, "finish_reason": None}
+    return {
+        "id": "chatcmpl-1",
+        "object": "chat.completion.chunk",
+        "created": 1,
+        "model": "tiny",
+        "choices": [choice],
+    }
+
+
+async def test_the_deadline_ends_an_answer_that_is_not_read(upstream: StandIn) -> None:
+    """When a request's time is over while its client reads slowly, what is unread goes, too."""
+    upstream.respond = harness.answered_json(LONG)
+    async with (
+        harness.proxy(upstream_url=upstream.url, request_timeout_seconds=0.5) as proxy,
+        silent(proxy, posted()),
+    ):
+        await until(lambda: proxy.lifecycle._budget.used > 0)
+        await until(lambda: len(proxy.lifecycle._connections) == 0)
+        assert proxy.lifecycle._budget.used == 0
+
+
+# Bytes in flight
+
+
+async def test_bodies_past_the_budget_are_refused(upstream: StandIn) -> None:
+    """What does not fit gets 503 before it is read, or while it comes; small requests do fit."""
+    upstream.respond = never
+    budget = {"max_body_bytes": 4 * MIB, "max_bytes_in_flight": least_capacity(4 * MIB)}
+    async with (
+        harness.proxy(upstream_url=upstream.url, **budget) as proxy,
+        silent(proxy, posted(size=3 * MIB)),
+    ):
+        await asyncio.wait_for(upstream.began.wait(), 5)
+        answered = await talk_once(proxy, POST % (2 * MIB))
+        assert answered.startswith(b"HTTP/1.1 503 ")
+        assert b'"server_overloaded"' in answered
+        assert b"retry-after: " in answered
+        chunked = POST.replace(b"content-length: %d", b"transfer-encoding: chunked")
+        chunk = b"100000\r\n" + b"a" * MIB + b"\r\n"
+        answered = await talk_once(proxy, chunked, chunk, chunk)
+        assert answered.startswith(b"HTTP/1.1 503 ")
+        upstream.respond = harness.answered_json(COMPLETION)
+        assert (await proxy.chat())[0] == 200
+    assert proxy.lifecycle._budget.used == 0
+
+
+async def talk_once(proxy: Proxy, *parts: bytes) -> bytes:
+    """Send parts and return the head and body of one answer."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+    try:
+        for part in parts:
+            writer.write(part)
+        async with asyncio.timeout(5):
+            head = await reader.readuntil(b"\r\n\r\n")
+            return head + await reader.read(4096)
+    finally:
+        writer.close()
+
+
+async def test_a_long_answer_is_in_flight(upstream: StandIn) -> None:
+    """An upstream's whole answer counts while the proxy has it."""
+    upstream.respond = harness.answered_json(LONG)
+    async with (
+        harness.proxy(upstream_url=upstream.url) as proxy,
+        silent(proxy, posted()),
+    ):
+        await until(lambda: proxy.lifecycle._budget.used > 4 * MIB)
+
+
+def test_a_budget_too_small_for_a_body_is_refused() -> None:
+    """A setting that the largest body does not fit stops the start, and says what it needs."""
+    settings = {"upstream_url": "http://x:1", "max_body_bytes": 8 * MIB}
+    with pytest.raises(ConfigError, match=r"--max-bytes-in-flight is 1000.*--max-body-bytes"):
+        load({**settings, "max_bytes_in_flight": 1000})
+    least = least_capacity(8 * MIB)
+    assert load({**settings, "max_bytes_in_flight": least}).byte_capacity(None) == least
+
+
+async def test_bounds_can_be_reloaded(upstream: StandIn) -> None:
+    """New bounds hold for connections that are there already."""
+    async with (
+        harness.proxy(upstream_url=upstream.url) as proxy,
+        silent(proxy, POST % 100 + b"{") as client,
+    ):
+        await until(lambda: len(proxy.lifecycle._running) == 1)
+        settings = {"upstream_url": upstream.url, "body_timeout_seconds": 0.1}
+        await proxy.lifecycle.reload(load({**harness.DEFAULTS, **settings}))
+        loop = asyncio.get_running_loop()
+        proxy.lifecycle._connections.look()
+        await asyncio.sleep(0.15)
+        proxy.lifecycle._connections.look()
+        answered = await asyncio.wait_for(loop.sock_recv(client, 100), 5)
+        assert answered.startswith(b"HTTP/1.1 408 ")
