@@ -1,7 +1,8 @@
 """The forms of `GET /health`: one for each system that this replaces, and all of them in one.
 
-Pure. All but one begin with `"status": "healthy"`; none contradicts another, so that the default
-holds the fields of all.
+Pure. All but one begin with `"status": "healthy"`; none contradicts another, so that the superset
+holds the fields of all. The default is the superset without the upstream's address, which is
+nobody's business: anyone may ask.
 """
 
 from __future__ import annotations
@@ -59,6 +60,14 @@ def superset(report: Report) -> Json:
     }
 
 
+def plain(report: Report) -> Json:
+    """Return the superset without addresses."""
+    form = superset(report)
+    del form["shimmy_url"]
+    form["backend"] = {name: value for name, value in report.backend.items() if name != "url"}
+    return form
+
+
 def inference_service(report: Report) -> Json:
     """Return the form of the Inference Service: who is asked, and how patiently."""
     return {
@@ -96,6 +105,7 @@ def semantic_explorer(report: Report) -> Json:
 
 
 FORMS: Mapping[str, HealthForm] = {
+    "plain": plain,
     "superset": superset,
     "seminstruct": seminstruct,
     "inference-service": inference_service,

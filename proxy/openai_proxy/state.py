@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from openai_proxy import health_forms
-from openai_proxy.health_forms import HealthForm, Report, semantic_explorer, superset
+from openai_proxy.health_forms import HealthForm, Report, plain, semantic_explorer
 
 if TYPE_CHECKING:
     from openai_proxy.backends.base import Supervisor
@@ -27,7 +27,7 @@ class ServerState:
     is_draining: bool = False
     probes: Mapping[str, Probe] = field(default_factory=dict)
     backend: Supervisor | None = None
-    health_form: HealthForm = superset
+    health_form: HealthForm = plain
     provider: str = "openai"
     http_config: dict[str, Any] = field(default_factory=dict)
 

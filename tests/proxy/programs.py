@@ -34,6 +34,7 @@ class Programs:
         values = {
             "backend": kind,
             "model-path": str(self.model),
+            "health": "superset",  # tells where the backend listens
             "backend-env": json.dumps({"STANDIN": ";".join(behaviour)}),
             **({"backend-command": "plain --port {port}"} if kind == "command" else {}),
             **{name.replace("_", "-"): value for name, value in settings.items()},

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from openai_proxy.config import ConfigError, Flags, Loaded, Settings, load_all
-from openai_proxy.config.aliases import ALIASES, BY_NAME, Alias, agree
+from openai_proxy.config.aliases import ALIASES, BY_NAME, HEALTH_FORMS, Alias, agree
 from openai_proxy.config.layers import Layer, Origin
 from openai_proxy.config.readings import rust_log
 from openai_proxy.config.sources import with_implied
@@ -54,6 +54,35 @@ def test_alias(alias: Alias, tmp_path: Path) -> None:
 def test_reading(alias: Alias) -> None:
     """The example is read as what the table says, whether or not the setting is there."""
     assert agree(alias.read(alias.example), alias.meaning)
+
+
+# Names that others use, too: they tell nothing of who asks for /health.
+GENERAL = {
+    *("RUST_LOG", "LOG_LEVEL", "HF_HOME", "--model-path", "--backend", "--backend-host"),
+    *("--backend-port", "--backend-startup-timeout", "--log-level", "--log-file"),
+}
+
+
+@pytest.mark.parametrize("alias", ALIASES, ids=lambda alias: alias.name)
+def test_health_of_its_system(alias: Alias, tmp_path: Path) -> None:
+    """A system's own name in use brings its form of /health back; a general name does not."""
+    found = by_name(alias, alias.example, tmp_path).settings.health
+    sets_nothing = alias.name in GENERAL or alias.meaning is None
+    assert found == ("plain" if sets_nothing else HEALTH_FORMS[alias.system])
+
+
+def test_health_of_several_systems() -> None:
+    """With names of several systems in use, /health has the fields of all, addresses too."""
+    environ = UPSTREAM | {"SEMINSTRUCT_PORT": "1", "LLM_DEFAULT_MODEL": "m"}
+    assert load_all(Flags(), environ).settings.health == "superset"
+
+
+def test_health_as_it_is_asked_for() -> None:
+    """A form that is given wins over that of a system's name, and a name not in use brings none."""
+    environ = UPSTREAM | {"SEMINSTRUCT_PORT": "1"}
+    asked = environ | {"OPENAI_PROXY_HEALTH": "plain"}
+    assert load_all(Flags(), asked).settings.health == "plain"
+    assert load_all(Flags({"port": 2}), environ).settings.health == "plain"
 
 
 def test_names_are_given_once() -> None:

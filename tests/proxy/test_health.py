@@ -35,7 +35,6 @@ async def test_healthy(proxy: Proxy, upstream: StandIn, prefix: str) -> None:
     assert report["backend"] == {
         "status": "ready",
         "healthy": True,
-        "url": upstream.url,
         "models": ["tiny"],
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -44,8 +45,31 @@ def test_documented_form(form: str, body: dict[str, Any]) -> None:
     assert FORMS[form](READY) == body
 
 
+def test_plain() -> None:
+    """The default is the superset without the addresses of the upstream."""
+    whole = FORMS["superset"](READY)
+    plain = FORMS["plain"](READY)
+    assert "127.0.0.1" not in json.dumps(plain)
+    assert whole.keys() - plain.keys() == {"shimmy_url"}
+    assert whole["backend"].keys() - plain["backend"].keys() == {"url"}
+    assert plain["backend"]["models"] == ["a"]
+    assert plain["shimmy_healthy"] is True
+
+
+async def test_the_default_names_no_address(upstream: StandIn) -> None:
+    """Nobody learns from /health where the upstream is, well or not; by name it is told."""
+    for url in (upstream.url, f"http://127.0.0.1:{refused_port()}"):
+        async with harness.proxy(upstream_url=url) as proxy:
+            _, body = await proxy.get("/health")
+        assert url.rpartition(":")[2] not in json.dumps(body)
+        assert body["backend"]["status"] in ("ready", "not_ready")
+    async with harness.proxy(upstream_url=url, health="superset") as proxy:
+        _, body = await proxy.get("/health")
+    assert body["backend"]["url"] == body["shimmy_url"] == url
+
+
 def test_superset() -> None:
-    """The default has all fields of all forms; of the status only, one form has another word."""
+    """The superset has all fields of all forms; of the status only, one form has another word."""
     body = FORMS["superset"](READY)
     for form, documented in DOCUMENTED.items():
         for name, value in documented.items():

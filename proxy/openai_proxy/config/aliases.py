@@ -5,7 +5,7 @@ A setting's own name wins over an alias of the same layer; two aliases that disa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,14 @@ DETERMINISTIC = "Deterministic Inference Server"
 SEMINSTRUCT = "SemInstruct"
 SEMANTIC_EXPLORER = "LLM Inference API"
 SHIMMY_PROXY = "Shimmy OpenAI Proxy"
+# The form of GET /health that each has, for those who ask for it there
+HEALTH_FORMS = {
+    INFERENCE_SERVICE: "inference-service",
+    DETERMINISTIC: "deterministic",
+    SEMINSTRUCT: "seminstruct",
+    SEMANTIC_EXPLORER: "semantic-explorer",
+    SHIMMY_PROXY: "shimmy",
+}
 Reading = Callable[[Any], Any]
 _ANY = "0.0.0.0"  # noqa: S104  # an example, not listened on
 
@@ -35,6 +43,8 @@ class Alias:
     also: Mapping[str, Reading] = field(default_factory=dict)
     # Settings that follow from this one where nobody gives them
     implies: Mapping[str, Any] = field(default_factory=dict)
+    # Whether others use it, too: then it does not tell which system is replaced
+    is_general: bool = False
     # What it means instead where the proxy runs a backend; the value is then taken as it is
     with_backend: str | None = None
 
@@ -119,7 +129,15 @@ _VARIABLES = (
     Alias("SEMINSTRUCT_PORT", "port", SEMINSTRUCT, "8083", 8083),
     Alias("SEMINSTRUCT_TIMEOUT_SECONDS", "request_timeout_seconds", SEMINSTRUCT, "120", 120),
     Alias("SEMINSTRUCT_MAX_RETRIES", "max_retries", SEMINSTRUCT, "3", 3),
-    Alias("RUST_LOG", "log_level", SEMINSTRUCT, "info,hyper=warn", "info", readings.rust_log),
+    Alias(
+        "RUST_LOG",
+        "log_level",
+        SEMINSTRUCT,
+        "info,hyper=warn",
+        "info",
+        readings.rust_log,
+        is_general=True,
+    ),
     Alias("LLM_INFERENCE_PORT", "port", SEMANTIC_EXPLORER, "8091", 8091),
     Alias(
         "LLM_DEFAULT_MODEL",
@@ -140,7 +158,7 @@ _VARIABLES = (
     Alias("LLM_DEFAULT_MAX_TOKENS", "default_max_tokens", SEMANTIC_EXPLORER, "512", 512),
     Alias("LLM_MAX_TOKENS_LIMIT", "max_tokens_limit", SEMANTIC_EXPLORER, "4096", 4096),
     Alias("LLM_MAX_CONCURRENT_REQUESTS", "max_concurrent_requests", SEMANTIC_EXPLORER, "16", 16),
-    Alias("HF_HOME", "model_cache_dir", SEMANTIC_EXPLORER, "/models", "/models"),
+    Alias("HF_HOME", "model_cache_dir", SEMANTIC_EXPLORER, "/models", "/models", is_general=True),
     Alias(
         "SHIMMY_PORT",
         "upstream_url",
@@ -151,7 +169,9 @@ _VARIABLES = (
         implies={"upstream_dialect": "shimmy"},
         with_backend="backend_port",
     ),
-    Alias("LOG_LEVEL", "log_level", SHIMMY_PROXY, "debug", "debug", readings.level),
+    Alias(
+        "LOG_LEVEL", "log_level", SHIMMY_PROXY, "debug", "debug", readings.level, is_general=True
+    ),
 )
 
 
@@ -173,8 +193,11 @@ def _of_flags() -> tuple[Alias, ...]:
     for flag, setting, example, meaning, read in _FLAGS:
         variable = "INFERENCE_" + flag.replace("-", "_").upper()
         found += [
-            Alias(name, setting, DETERMINISTIC, example, meaning, read)
-            for name in (f"--{flag}", variable)
+            Alias(name, setting, DETERMINISTIC, example, meaning, read, is_general=is_ours)
+            for name, is_ours in (
+                (f"--{flag}", flag == setting.replace("_", "-")),
+                (variable, False),
+            )
         ]
     return tuple(found)
 
@@ -185,6 +208,18 @@ BY_NAME = {alias.name: alias for alias in ALIASES}
 SECTIONS = frozenset(alias.name.split(".")[0] for alias in ALIASES if alias.is_key)
 # Variables of those documents that a backend reads itself: it gets the proxy's environment.
 PASSED_ON = ("CUDA_VISIBLE_DEVICES", "HF_ENDPOINT")
+
+
+def health_form(names: Iterable[str]) -> str | None:
+    """Return the form of GET /health that goes with names of settings in use, None for any.
+
+    With names of several systems it is that which has the fields of all.
+    """
+    used = (BY_NAME[name] for name in names if name in BY_NAME)
+    systems = {alias.system for alias in used if not alias.is_general}
+    if len(systems) > 1:
+        return "superset"
+    return next((HEALTH_FORMS[system] for system in systems), None)
 
 
 def agree(one: Any, other: Any) -> bool:

@@ -16,6 +16,7 @@ class ApiSettings(BaseModel):
         'and statuses (seed), or its {"error": text, "code": CODE} (flat).',
     )
     health: Literal[
+        "plain",
         "superset",
         "seminstruct",
         "inference-service",
@@ -23,8 +24,10 @@ class ApiSettings(BaseModel):
         "deterministic",
         "semantic-explorer",
     ] = Field(
-        "superset",
-        description="Form of GET /health: one of the replaced systems', or all their fields.",
+        "plain",
+        description="Form of GET /health: plain has the fields of all forms, but no address of an "
+        "upstream; superset has that, too; the others are those of the replaced systems. A name "
+        "that a setting has in one of these systems brings its form by default.",
     )
     provider: str | None = Field(
         None,

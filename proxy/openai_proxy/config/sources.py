@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from openai_proxy.config.aliases import ALIASES, BY_NAME, SECTIONS, Alias, agree
+from openai_proxy.config.aliases import ALIASES, BY_NAME, SECTIONS, Alias, agree, health_form
 from openai_proxy.config.errors import ConfigError
 from openai_proxy.config.explain import like
 from openai_proxy.config.files import CONFIG_VARIABLE
@@ -149,6 +149,11 @@ def with_implied(layer: Layer) -> Layer:
             if name not in values:
                 values[name] = value
                 origins[name,] = origin
+    used = {name: origin for origin in layer.origins.values() for name in (origin.name, origin.key)}
+    form = health_form(used)
+    if form is not None and "health" not in values:
+        values["health"] = form
+        origins["health",] = next(used[name] for name in used if health_form([name]) is not None)
     return Layer(values, origins)
 
 

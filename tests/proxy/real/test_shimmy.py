@@ -61,7 +61,7 @@ def requantized(file: Path) -> Path:
 async def backend(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Process]:
     folder = tmp_path_factory.mktemp("shimmy")
     model = requantized(write_tiny_model(folder, "llama"))
-    async with process(folder, *flags(model)) as proxy:
+    async with process(folder, *flags(model), "--health", "superset") as proxy:
         await until(lambda: proxy.answers("/health/ready"), START_SECONDS, every=0.5)
         yield proxy
         below = [child.pid for child in psutil.Process(proxy.pid).children(recursive=True)]

@@ -54,7 +54,7 @@ def flags(model: Path) -> list[str]:
 async def backend(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Process]:
     folder = tmp_path_factory.mktemp("vllm")
     model = tiny_llama.write(folder / "tiny")
-    async with process(folder, *flags(model)) as proxy:
+    async with process(folder, *flags(model), "--health", "superset") as proxy:
         await until(lambda: proxy.answers("/health/ready"), START_SECONDS, every=0.5)
         yield proxy
         below = [child.pid for child in psutil.Process(proxy.pid).children(recursive=True)]
