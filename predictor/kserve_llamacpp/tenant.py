@@ -65,12 +65,19 @@ def of_tenant(
     """Return the request with what its place in the queue and its share of the cache hang on.
 
     With the sharing "tenant" a domain shares cached prefixes with no other, whatever salt its
-    requests have.
+    requests have, but for prompts that the operator has named; those with a salt of their own not
+    even these.
     """
     salt = body.cache_salt or ""
+    is_apart = bool(salt)
     if sharing == "tenant":
         # with its length nobody can write another's
         salt = f"{len(tenant.domain)}:{tenant.domain}{salt}"
     return dataclasses.replace(
-        request, tenant=tenant.name, priority=body.priority or 0, cache_salt=salt
+        request,
+        tenant=tenant.name,
+        priority=body.priority or 0,
+        cache_salt=salt,
+        is_apart=is_apart,
+        owner=tenant.domain,
     )

@@ -11,6 +11,8 @@ from kserve_llamacpp.engine.frames import (
     Output,
     Rejected,
     SamplingParams,
+    SharedText,
+    SharePrompts,
     Started,
     Stats,
     Step,
@@ -81,6 +83,7 @@ class EngineRun(Steps):
         self.started: list[int] = []
         self.starts: dict[int, Started] = {}
         self.cached: dict[int, int] = {}
+        self.own_cached: dict[int, int] = {}
         self.outputs: dict[int, list[Output]] = {}
         self.rejections: dict[int, Rejected] = {}
         self._next_id = 1
@@ -95,6 +98,8 @@ class EngineRun(Steps):
         tenant: str = "",
         priority: int = 0,
         cache_salt: str = "",
+        is_apart: bool = False,
+        owner: str = "",
         sampling: SamplingParams | None = None,
         ended: FinishReason | None = None,
         num_scored: int = 0,
@@ -117,12 +122,18 @@ class EngineRun(Steps):
                 tenant=tenant,
                 priority=priority,
                 cache_salt=cache_salt,
+                is_apart=is_apart,
+                owner=owner,
                 ended=ended,
                 num_scored=num_scored,
                 is_resumable=is_resumable,
             )
         )
         return new_id
+
+    def share(self, *prompts: str) -> list[int]:
+        """Name prompts that all may share."""
+        return self.engine.share_prompts(SharePrompts([SharedText(p, False) for p in prompts]))
 
     def step(self) -> Step:
         """Run one step, keep its events, check that everything is accounted for."""
@@ -135,6 +146,8 @@ class EngineRun(Steps):
                     self.started.append(id)
                     self.starts[id] = event
                     self.cached[id] = event.cached_tokens
+                    self.own_cached[id] = event.own_cached_tokens
+                    assert event.own_cached_tokens <= event.cached_tokens
                 case Output(id=id):
                     assert id in self.started, "output before the start"
                     assert not self.is_done(id), "output after the end"

@@ -271,7 +271,7 @@ class ClientRun:
 
     def begin(self, *generations: Generation, cached_tokens: int = 0) -> None:
         """Report that requests have started, with a prompt of 3 tokens each."""
-        self.tell(*(Started(g.id, 3, cached_tokens, "hash") for g in generations))
+        self.tell(*(Started(g.id, 3, cached_tokens, cached_tokens, "hash") for g in generations))
 
     def give(
         self,

@@ -300,6 +300,8 @@ class EngineClient:
                 tenant=request.tenant,
                 priority=request.priority,
                 cache_salt=request.cache_salt,
+                is_apart=request.is_apart,
+                owner=request.owner,
                 ended=request.ended,
                 is_resumable=request.is_resumable,
                 num_scored=generation.num_scored,

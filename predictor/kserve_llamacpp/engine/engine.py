@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import msgspec
 
 from kserve_llamacpp.engine.cache.memory import CacheStats
+from kserve_llamacpp.engine.cache.shared_prompts import SharedPrompts
 from kserve_llamacpp.engine.frames import (
     Event,
     Logprobs,
     Output,
     Rejected,
     SamplingParams,
+    SharedText,
+    SharePrompts,
     Stats,
     Step,
     Submit,
@@ -113,6 +117,7 @@ class Engine:
         self._scheduler = scheduler
         self._budget = budget
         self._now = clock
+        self._shared_prompts = SharedPrompts()
         self._sequences: dict[int, Sequence] = {}
         self._events: list[Event] = []
         self._steps = 0
@@ -143,6 +148,8 @@ class Engine:
             tenant=request.tenant,
             priority=request.priority,
             cache_salt=request.cache_salt,
+            num_unsalted=0 if request.is_apart else self._shared_prompts.length(prompt),
+            owner=request.owner,
         )
         sequence.is_resumable = request.is_resumable
         if self._has_ended(sequence, request):
@@ -154,6 +161,17 @@ class Engine:
             sequence.sampler.accept(token)
         self._sequences[sequence.id] = sequence
         self._scheduler.add(sequence)
+
+    def share_prompts(self, command: SharePrompts) -> list[int]:
+        """Let sequences with these beginnings share them; return how many tokens of each, or 0."""
+
+        def tokenize(prompt: SharedText, ending: str) -> list[int]:
+            try:
+                return self._backend.tokenize(prompt.text + ending, prompt.add_special)
+            except PromptTooLong:
+                return []
+
+        return self._shared_prompts.replace([partial(tokenize, each) for each in command.prompts])
 
     def _has_ended(self, sequence: Sequence, request: Submit) -> bool:
         """Replay what is resumed; whether that was all, which is told then."""

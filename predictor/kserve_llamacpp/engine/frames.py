@@ -54,8 +54,10 @@ class Submit(msgspec.Struct, tag=True, frozen=True, omit_defaults=True):
 
     `ended` says that they are all of it, and why: nothing is generated then. Of the resumed tokens
     the first `num_scored` need no logprobs any more. `is_resumable` asks for the prompt's hash.
-    `tenant` and `priority` (lower is earlier) order the queue; sequences share prefixes in the
-    cache only with those of the same `cache_salt`.
+    `tenant` and `priority` (lower is earlier) order the queue. Sequences share prefixes in the
+    cache only with those of the same `cache_salt`, but for prompts that the operator has named
+    (`SharePrompts`), unless it `is_apart`; of what they share, only what the same `owner` has used
+    before is told.
     """
 
     id: int
@@ -69,6 +71,8 @@ class Submit(msgspec.Struct, tag=True, frozen=True, omit_defaults=True):
     tenant: str = ""
     priority: int = 0
     cache_salt: str = ""
+    is_apart: bool = False
+    owner: str = ""
     ended: FinishReason | None = None
     num_scored: int = 0
     is_resumable: bool = False
@@ -78,6 +82,22 @@ class Cancel(msgspec.Struct, tag=True, frozen=True):
     """Drop a sequence; unknown ids are ignored, for it may just have finished."""
 
     id: int
+
+
+class SharedText(msgspec.Struct, frozen=True):
+    """How a prompt begins that every tenant may share; `add_special` as in `Submit`."""
+
+    text: str
+    add_special: bool
+
+
+class SharePrompts(msgspec.Struct, tag=True, frozen=True):
+    """Let all sequences that begin with one of these texts share its cells, whatever their salt.
+
+    Holds for those submitted from now on, in place of what was said before.
+    """
+
+    prompts: list[SharedText]
 
 
 class ModelFacts(msgspec.Struct, frozen=True):
@@ -121,14 +141,16 @@ class Fatal(msgspec.Struct, tag=True, frozen=True):
 class Started(msgspec.Struct, tag=True, frozen=True):
     """A sequence has left the queue; `prompt_tokens` counts its prompt.
 
-    `cached_tokens` of them were not computed, since a cache had them. Of resumed tokens the first
+    `cached_tokens` of them were not computed, since a cache had them; of these the request's owner
+    has used `own_cached_tokens` before, and is told of no others. Of resumed tokens the first
     `num_shown` have their text out, and `shown_text` is what it was, control tokens included; they
     are told where logprobs were asked for.
     """
 
     id: int
     prompt_tokens: int
-    cached_tokens: int = 0  # of them: those that were found in the prefix cache
+    cached_tokens: int = 0
+    own_cached_tokens: int = 0
     prompt_hash: str = ""  # of the prompt's tokens, where it was asked for
     num_shown: int = 0
     shown_text: bytes = b""
@@ -204,7 +226,7 @@ class Step(msgspec.Struct, tag=True, frozen=True):
     stats: Stats
 
 
-Command = Submit | Cancel
+Command = Submit | SharePrompts | Cancel
 Event = Started | Output | Rejected
 Report = Loading | Hello | Fatal | Step
 

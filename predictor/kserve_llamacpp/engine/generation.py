@@ -29,6 +29,8 @@ class Request:
     tenant: str = ""
     priority: int = 0  # inside the tenant, lower is earlier
     cache_salt: str = ""
+    is_apart: bool = False  # from all other salts, whatever prompts the operator has named
+    owner: str = ""  # who is told of cached tokens, of those that it has used before
     resume: list[int] = dataclasses.field(default_factory=list)
     ended: FinishReason | None = None
     is_resumable: bool = False
@@ -86,7 +88,7 @@ class Generation:
         self.prompt_tokens: int | None = None
         self.prompt_hash = ""  # where the request is resumable
         self.shown_text = b""  # of resumed tokens, where logprobs were asked for
-        self.cached_tokens = 0  # of the prompt
+        self.cached_tokens = 0  # of the prompt, as its owner may know
         self.sum_logprob = 0.0  # of all tokens, where logprobs were asked for
         self._held_logprobs: deque[Logprobs] = deque()  # of tokens whose text is not out yet
         self._num_shown = 0
@@ -155,7 +157,7 @@ class Generation:
         """Take note that the engine has begun with the prompt, of which a cache had a part."""
         self.group.has_begun = True
         self.prompt_tokens = started.prompt_tokens
-        self.cached_tokens = started.cached_tokens
+        self.cached_tokens = started.own_cached_tokens
         self.prompt_hash = started.prompt_hash
         self.shown_text = started.shown_text
         self._num_shown = started.num_shown

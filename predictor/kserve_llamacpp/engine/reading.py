@@ -81,6 +81,7 @@ def started(vocabulary: Vocabulary, sequence: Sequence, is_resumable: bool) -> S
         sequence.id,
         prompt_tokens=sequence.num_prompt,
         cached_tokens=min(sequence.num_cached or 0, sequence.num_prompt),
+        own_cached_tokens=min(sequence.num_own_cached, sequence.num_prompt),
         prompt_hash=prompt_hash(sequence.tokens[: sequence.num_prompt]) if is_resumable else "",
         num_shown=num_shown,
         shown_text=shown_text,

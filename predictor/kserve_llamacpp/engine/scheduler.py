@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from kserve_llamacpp.engine.cache.memory import MIN_SHARED, KVCache, common_length
+from kserve_llamacpp.engine.cache.memory import MIN_SHARED, KVCache, shared_length
 from kserve_llamacpp.engine.fair_queue import FairQueue
 from kserve_llamacpp.engine.sequence import Sequence, State
 from kserve_llamacpp.engine.slots import Slots
@@ -325,10 +325,12 @@ class Scheduler:
         sequence.state = State.RUNNING
         sequence.num_charged = 0
         is_pooled = self._slots.is_pooled(slot)
-        self.cache.admit(sequence, self._num_free_cells if is_pooled else self._slots.own_length)
+        num_free = self._num_free_cells if is_pooled else self._slots.own_length
+        num_own = self.cache.admit(sequence, num_free)
         self._running.append(sequence)
         if sequence.num_cached is None:
             sequence.num_cached = sequence.num_computed
+            sequence.num_own_cached = num_own
             self.cache.stats.queries += len(sequence.tokens)
             self.cache.stats.hits += sequence.num_computed
 
@@ -348,9 +350,9 @@ class Scheduler:
         limit = len(sequence.tokens) - 1
         known = self.cache.known(sequence).length
         for other in self._running:
-            if other.cache_salt != sequence.cache_salt or other.num_shared > known:
+            if other.num_shared > known:
                 continue
-            length = common_length(other.tokens, sequence.tokens, limit)
+            length = shared_length(other, sequence, limit)
             if length < known + MIN_SHARED:
                 continue
             if other.num_computed < length:

@@ -58,6 +58,8 @@ class Sequence:
         tenant: str = "",
         priority: int = 0,
         cache_salt: str = "",
+        num_unsalted: int = 0,
+        owner: str = "",
     ) -> None:
         self.id = id
         self.request_id = request_id
@@ -74,14 +76,21 @@ class Sequence:
         self.num_computed = 0
         self.num_shared = 0
         self.num_cached: int | None = None  # tokens that it found in the cache when it was admitted
+        self.num_own_cached = 0  # of these, those that its owner has used before
         self.num_overtaken = 0  # other prompts' tokens that were computed while its own waited
         self.num_charged = 0  # tokens of its prompt that its tenant was charged for in this slot
         self.num_failures = 0  # batches that failed since its last token, and threw it back
         self.tenant = tenant
         self.priority = priority
         self.cache_salt = cache_salt
+        self.num_unsalted = num_unsalted  # first tokens, which it shares whatever the salt
+        self.owner = owner
         self.is_announced = False
         self.is_resumable = False
+
+    def salt_at(self, position: int) -> str | None:
+        """Return the salt of a token: it is shared with those of the same; None: with all."""
+        return None if position < self.num_unsalted else self.cache_salt
 
     @property
     def generated(self) -> list[int]:

@@ -33,6 +33,7 @@ from kserve_llamacpp.engine.frames import (
     Output,
     Rejected,
     Report,
+    SharePrompts,
     Step,
     Submit,
     decode_command,
@@ -133,6 +134,9 @@ class Worker:
                     self._tokenizer.put(command)
                 else:
                     self._take(self._tokenize(command))
+            case SharePrompts():
+                tokens = self._engine.share_prompts(command)
+                self._log.info("prompts_shared", tokens=tokens)
             case Cancel():
                 self._tokenizer.forget(command.id)
                 self._engine.cancel(command.id)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from kserve_llamacpp.engine.cache.costs import Costs
-from kserve_llamacpp.engine.cache.memory import KVCache
+from kserve_llamacpp.engine.cache.memory import KVCache, common_length
 from kserve_llamacpp.engine.cache.radix import RadixCache
 from kserve_llamacpp.engine.cache.snapshots import SnapshotCache
 from kserve_llamacpp.engine.engine import DecodeFailed
@@ -20,7 +20,10 @@ from tests.predictor.fake_memory import FakeMemory
 
 _MAX_LENGTH = 20
 _KINDS = ["radix", "split", "recurrent", "split+pool"]
-_prompts = st.text(alphabet="xy", min_size=1, max_size=14)
+_NAMED = ("xxyxx", "xxyxxyx")  # prompts that all tenants may share
+_prompts = st.builds(
+    str.__add__, st.sampled_from(["", *_NAMED]), st.text(alphabet="xy", min_size=1, max_size=7)
+) | st.text(alphabet="xy", min_size=1, max_size=14)
 _stops = st.lists(st.sampled_from(["ab", "c", "bbb"]), max_size=2)
 
 
@@ -34,7 +37,16 @@ class _Asked:
     prompt: str
     max_tokens: int | None
     stops: list[str]
+    salt: str
+    owner: str
+    is_apart: bool
     is_cancelled: bool = False
+
+    @property
+    def num_named(self) -> int:
+        """How much of its beginning all may share."""
+        lengths = [len(named) for named in _NAMED if self.prompt.startswith(named)]
+        return 0 if self.is_apart else max(lengths, default=0)
 
     def alone(self) -> tuple[str, str]:
         """Say plainly what the answer is: its text and its reason."""
@@ -106,6 +118,8 @@ class RandomOperations(RuleBasedStateMachine):
             backend, num_cells, max_sequences, step_tokens, beside, cache, own_length
         )
         self.asked: dict[int, _Asked] = {}
+        self.num_seen = 0
+        assert self.run.share(*_NAMED) == [len(named) for named in _NAMED]
         # where nothing can be cut, another one before the next token ends the engine
         self.num_faults_left = 1 if kind == "recurrent" else 1000
 
@@ -114,16 +128,31 @@ class RandomOperations(RuleBasedStateMachine):
         max_tokens=st.none() | st.integers(1, 12),
         stops=_stops,
         tenant=st.sampled_from(["", "a", "b"]),
-        salt=st.sampled_from(["", "", "s"]),
+        is_apart=st.sampled_from([False, False, True]),
+        shares_all=st.booleans(),
     )
     def submit(
-        self, prompt: str, max_tokens: int | None, stops: list[str], tenant: str, salt: str
+        self,
+        prompt: str,
+        max_tokens: int | None,
+        stops: list[str],
+        tenant: str,
+        is_apart: bool,
+        shares_all: bool,
     ) -> None:
-        """Someone asks."""
+        """Someone asks, sharing with its own tenant or with all, or under a salt of its own."""
+        salt = ("all" if shares_all else f"only {tenant}") + " s" * is_apart
+        asked = _Asked(prompt, max_tokens, stops, salt, tenant, is_apart)
         one = self.run.submit(
-            prompt, max_tokens=max_tokens, stops=stops, tenant=tenant, cache_salt=salt
+            prompt,
+            max_tokens=max_tokens,
+            stops=stops,
+            tenant=tenant,
+            cache_salt=salt,
+            is_apart=is_apart,
+            owner=tenant,
         )
-        self.asked[one] = _Asked(prompt, max_tokens, stops)
+        self.asked[one] = asked
 
     @precondition(lambda self: not self.run.backend.faults and self.num_faults_left > 0)
     @rule()
@@ -146,7 +175,28 @@ class RandomOperations(RuleBasedStateMachine):
     @rule(count=st.integers(min_value=1, max_value=8))
     def step(self, count: int) -> None:
         """The engine goes on."""
-        self.run.steps(count)
+        for _ in range(count):
+            self.run.step()
+            for one in self.run.started[self.num_seen :]:
+                self._check_what_was_cached(one)
+            self.num_seen = len(self.run.started)
+
+    def _check_what_was_cached(self, one: int) -> None:
+        """It found what it may share with others, and is told what its own tenant has asked."""
+        me = self.asked[one]
+        shareable = own = 0
+        for other, asked in self.asked.items():
+            if other == one:
+                continue
+            text = asked.prompt + "".join(map(chr, self.run.tokens(other)))
+            common = common_length(me.prompt, text)
+            if asked.owner == me.owner:
+                own = max(own, common)
+            if asked.salt != me.salt:
+                common = min(common, asked.num_named, me.num_named)
+            shareable = max(shareable, common)
+        assert self.run.cached[one] <= shareable
+        assert self.run.own_cached[one] <= own
 
     @invariant()
     def what_was_told_is_right(self) -> None:

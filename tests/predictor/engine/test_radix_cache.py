@@ -124,6 +124,134 @@ def test_salts_keep_prefixes_apart() -> None:
     assert [run.cached[one] for one in (other, none, own)] == [0, 0, 14]
 
 
+def _tenant(run: EngineRun, prompt: str, tenant: str, is_apart: bool = False) -> int:
+    salt = f"{tenant} salted" if is_apart else tenant
+    return run.submit(prompt, 2, cache_salt=salt, owner=tenant, is_apart=is_apart)
+
+
+@pytest.mark.parametrize("host_bytes", [0, 1 << 20])
+def test_a_named_prompt_is_shared_by_all_tenants(host_bytes: int) -> None:
+    """What the operator has named is computed once for all; behind it each tenant has its own.
+
+    A request with a salt of its own shares not even that.
+    """
+    run = _run(host_bytes=host_bytes)
+    named = "You are kind. "
+    assert run.share(named) == [len(named)]
+    for tenant in "ab":
+        _tenant(run, named + "my card is 1234", tenant)
+        run.finish()
+    guess = _tenant(run, named + "my card is 1234", "c")
+    own = _tenant(run, named + "my card is 9999", "a")
+    apart = _tenant(run, named + "my card is 1234", "a", is_apart=True)
+    run.finish()
+
+    assert run.cached == {1: 0, 2: 14, guess: 14, own: 25, apart: 0}
+
+
+def test_a_part_of_a_named_prompt_is_shared_by_nobody() -> None:
+    """Who does not know all of a named prompt cannot find it out, letter by letter."""
+    run = _run()
+    run.share("You are kind. ")
+    _tenant(run, "You are kind. Hello", "a")
+    run.finish()
+    part = _tenant(run, "You are kind, hello", "b")
+    run.finish()
+
+    assert run.cached[part] == 0
+
+
+def test_named_prompts_may_begin_with_each_other() -> None:
+    """Of two named prompts that begin alike, a request shares the longest that it begins with."""
+    run = _run()
+    run.share("You are kind. ", "You are kind. And")
+    longer, shorter = "You are kind. And so tall", "You are kind. Amen to that"
+    ids = []
+    for prompt, tenant in [(longer, "a"), (shorter, "b"), (longer, "c"), (shorter, "b")]:
+        ids.append(_tenant(run, prompt, tenant))
+        run.finish()
+
+    assert [run.cached[one] for one in ids] == [0, 14, 17, 25]
+
+
+def test_a_tenant_is_told_of_what_it_has_used_itself() -> None:
+    """Of a named prompt that others have computed nothing is counted, before one's own use."""
+    run = _run()
+    run.share("You are kind. ")
+    ids = []
+    for prompt, tenant in [("Hi", "a"), ("Good day", "b"), ("Bye", "b"), ("Good day", "b")]:
+        ids.append(_tenant(run, f"You are kind. {prompt}", tenant))
+        run.finish()
+
+    assert [run.cached[one] for one in ids] == [0, 14, 14, 21]
+    assert [run.own_cached[one] for one in ids] == [0, 0, 14, 21]
+
+
+def test_where_all_share_a_guess_is_not_counted() -> None:
+    """With one salt for all, prefixes of others are used, and only one's own are told of."""
+    run = _run()
+    for tenant in "ab":
+        one = run.submit("my card is 1234, today", 2, owner=tenant)
+        run.finish()
+        again = run.submit("my card is 1234, at once", 2, owner=tenant)
+        run.finish()
+
+    assert (run.cached[one], run.own_cached[one]) == (21, 0)
+    assert (run.cached[again], run.own_cached[again]) == (23, 17)
+
+
+def test_who_has_used_a_prefix_has_used_its_parts() -> None:
+    """A prefix that is divided later was used, in both parts, by all who had used the whole."""
+    run = _run()
+    ids = []
+    for end, owner in [("yes", "a"), ("yes", "b"), ("no", "c"), ("yes", "b"), ("maybe", "b")]:
+        ids.append(run.submit(f"my card is 1234, {end} {end}", 1, owner=owner))
+        run.finish()
+
+    assert [run.cached[one] for one in ids] == [0, 23, 17, 23, 17]
+    assert [run.own_cached[one] for one in ids] == [0, 0, 0, 23, 17]
+
+
+def test_who_has_computed_a_prefix_again_has_used_it() -> None:
+    """Of two that generate the same at once, one's cells are kept, and both have used them."""
+    run = _run()
+    ids = [run.submit("x" * 30, 8, owner=owner) for owner in "ab"]
+    run.finish()
+    history = "x" * 30 + run.text(ids[0])
+    again = [run.submit(history, 1, owner=owner) for owner in "ab"]
+    run.finish()
+
+    assert [run.own_cached[one] for one in again] == [37, 37]
+
+
+def test_who_has_used_a_prefix_is_forgotten_with_it() -> None:
+    """A prefix that another tenant has computed again is not told of as one's own from before."""
+    run = _run(num_cells=60)
+    for prompt, tenant in [
+        ("a" * 30, "zero"),
+        ("a" * 30, "one"),
+        ("b" * 55, "one"),
+        ("a" * 30, "two"),
+    ]:
+        run.submit(prompt, 1, owner=tenant)
+        run.finish()
+    again = run.submit("a" * 30, 1, owner="one")
+    run.finish()
+
+    assert (run.cached[again], run.own_cached[again]) == (29, 0)
+
+
+def test_nobody_waits_for_the_prefix_of_another_tenant() -> None:
+    """A prompt that another tenant is just prefilling is computed at once, not waited for."""
+    run = _run(step_tokens=30, beside=30)
+    for tenant in "ab":
+        _tenant(run, "x" * 40, tenant)
+    run.step()
+
+    assert run.scheduler.num_running == 2
+    run.finish()
+
+
 def test_parked_cells_make_room_for_those_who_need_it() -> None:
     """A full cache of prefixes that nobody uses never stops a new prompt."""
     run = _run(num_cells=60)

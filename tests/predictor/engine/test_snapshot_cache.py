@@ -37,6 +37,63 @@ def test_a_part_is_used_only_where_it_can_be_cut(can_cut: bool, cached: int) -> 
     assert run.text(other) == letters_after("x" * 20 + "def", 5)
 
 
+def _tenant(run: EngineRun, prompt: str, tenant: str) -> int:
+    one = run.submit(prompt, 2, cache_salt=tenant, owner=tenant)
+    run.finish()
+    return one
+
+
+def test_a_named_prompt_is_copied_for_all_tenants() -> None:
+    """Of a split cache a tenant gets another's state as far as the operator has named it.
+
+    It is told of that only when it has used it itself.
+    """
+    run = _run(can_cut=True)
+    run.share("You are kind. ")
+    prompt = "You are kind. My card is 1234"
+    ids = [_tenant(run, prompt, tenant) for tenant in "abb"]
+    ids.append(_tenant(run, "You are kind. My card is 9", "c"))
+    ids.append(_tenant(run, "You are king. My card is 9", "c"))
+
+    assert [run.cached[one] for one in ids] == [0, 14, 28, 14, 0]
+    assert [run.own_cached[one] for one in ids] == [0, 0, 28, 0, 0]
+
+
+def test_a_whole_state_is_of_one_tenant() -> None:
+    """A recurrent state that knows more than a named prompt is given to no other tenant."""
+    run = _run(can_cut=False)
+    run.share("You are kind. ")
+    first = _tenant(run, "You are kind. ", "a")
+    whole = "You are kind. " + run.text(first)
+    ids = [_tenant(run, whole + "then", tenant) for tenant in "ab"]
+
+    assert [run.cached[one] for one in ids] == [15, 0]
+
+
+def test_a_state_that_others_have_used_outlives_its_parts() -> None:
+    """Where all share, who has used a state that became part of a longer one has used that."""
+    run = _run(can_cut=True)
+    for prompt, owner in [("hello there", "a"), ("hello there", "b"), ("hello there, all", "a")]:
+        run.submit(prompt, 1, owner=owner)
+        run.finish()
+    again = run.submit("hello there, all of you", 1, owner="b")
+    run.finish()
+
+    assert (run.cached[again], run.own_cached[again]) == (16, 11)
+
+
+def test_a_state_in_use_has_been_used() -> None:
+    """Where all share, a request is told of a state that its tenant's other one is just using."""
+    run = _run(can_cut=False)
+    run.submit("hello there", 1, owner="a")
+    run.finish()
+    ids = [run.submit(f"hello there {end}", 5, owner="b") for end in ("one", "two")]
+    run.finish()
+
+    assert [run.cached[one] for one in ids] == [11, 11]
+    assert [run.own_cached[one] for one in ids] == [0, 11]
+
+
 @pytest.mark.parametrize("can_cut", [True, False])
 def test_a_conversation_goes_on_from_its_whole_state(can_cut: bool) -> None:
     """The next turn of a conversation begins with all that was computed in the one before."""

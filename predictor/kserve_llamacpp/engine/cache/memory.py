@@ -106,11 +106,12 @@ class KVCache(Protocol):
         """Return how many of a waiting sequence's tokens need not be computed. Changes nothing."""
         ...
 
-    def admit(self, sequence: Sequence, num_free: int) -> None:
+    def admit(self, sequence: Sequence, num_free: int) -> int:
         """Give a sequence, which has got a slot, the longest prefix that is known.
 
-        `num_free` cells are nobody's, or the slot's own: where cells are shared, more are evicted
-        if a state must be restored.
+        Returns how many tokens of it the sequence's owner has used before. `num_free` cells are
+        nobody's, or the slot's own: where cells are shared, more are evicted if a state must be
+        restored.
         """
         ...
 
@@ -144,6 +145,24 @@ class KVCache(Protocol):
     def check_integrity(self, running: list[Sequence]) -> None:
         """Raise AssertionError unless everything is accounted for exactly once."""
         ...
+
+
+class Salted(Protocol):
+    """Tokens, of which the first `num_unsalted` are shared whatever the salt."""
+
+    @property
+    def tokens(self) -> list[int]: ...
+    @property
+    def cache_salt(self) -> str: ...
+    @property
+    def num_unsalted(self) -> int: ...
+
+
+def shared_length(left: Salted, right: Salted, limit: int) -> int:
+    """Return how many tokens two may share: equal ones under one salt, at most `limit`."""
+    if (left.cache_salt, left.num_unsalted) != (right.cache_salt, right.num_unsalted):
+        limit = min(limit, left.num_unsalted, right.num_unsalted)
+    return common_length(left.tokens, right.tokens, limit)
 
 
 def common_length(left: Tokens[int], right: Tokens[int], limit: int | None = None) -> int:

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+Key = tuple[str | None, int]  # salt, token
+
 
 class Node:
     """A span of tokens; owner: its tree. In memory on the device, on the host, or on both.
 
-    `holder` is the sequence id that owns its cells, `state` its copy on the host. A root has a
-    salt, but no tokens and no parent.
+    All of its tokens have one salt; None: any sequence may share them. `owner` is the tenant that
+    has computed them, `holder` the sequence id that owns its cells, `state` its copy on the host.
+    The root has no tokens and no parent.
     """
 
     def __init__(
-        self, tokens: list[int], start: int, parent: Node | None, salt: str | None = None
+        self,
+        tokens: list[int],
+        start: int,
+        parent: Node | None,
+        salt: str | None = None,
+        owner: str = "",
     ) -> None:
         self.tokens = tokens
         self.start = start
         self.parent = parent
         self.salt = salt
-        self.children: dict[int, Node] = {}
+        self.owner = owner
+        self.children: dict[Key, Node] = {}
         self.holder: int | None = None
         self.state: bytearray | None = None
         self.num_users = 0
@@ -29,6 +38,11 @@ class Node:
     def end(self) -> int:
         """The position behind its last token."""
         return self.start + len(self.tokens)
+
+    @property
+    def key(self) -> Key:
+        """What it is found by among its parent's children."""
+        return self.salt, self.tokens[0]
 
     @property
     def is_parked(self) -> bool:

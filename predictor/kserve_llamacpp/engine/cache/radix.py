@@ -1,9 +1,11 @@
 """A radix tree over token ids: whose prefixes are in memory, on the device or on the host.
 
-A node is a span of tokens at a place in a text. Its cells on the device are owned by a sequence
-id of its own, its holder; a running sequence shares the cells of the nodes on its path and owns
-those behind them. What nobody uses stays parked on the device as long as that is cheaper than
-bringing it back: a step walks parked cells, too. Then it goes to the host, if there is room.
+A node is a span of tokens of one salt at a place in a text; siblings are told apart by salt and
+first token, so that two sequences share a node only where both agree. Its cells on the device are
+owned by a sequence id of its own, its holder; a running sequence shares the cells of the nodes on
+its path and owns those behind them. What nobody uses stays parked on the device as long as that is
+cheaper than bringing it back: a step walks parked cells, too. Then it goes to the host, if there is
+room.
 """
 
 from __future__ import annotations
@@ -19,16 +21,17 @@ from kserve_llamacpp.engine.cache.memory import (
     Memory,
     common_length,
 )
-from kserve_llamacpp.engine.cache.node import Node
+from kserve_llamacpp.engine.cache.node import Key, Node
+from kserve_llamacpp.engine.cache.owners import Owners
 from kserve_llamacpp.engine.sequence import Sequence
 
 
 class RadixCache:
     """A `KVCache` for memories whose cells can be shared and cut; owner: the scheduler.
 
-    Invariants: siblings differ in their first token; a node on the device has its parent there,
-    too; users of a node use its parent; every cell on the device belongs to one node or to one
-    running sequence.
+    Invariants: siblings differ in their salt or first token; a node on the device has its parent
+    there, too; users of a node use its parent; every cell on the device belongs to one node or to
+    one running sequence.
     """
 
     def __init__(
@@ -47,7 +50,8 @@ class RadixCache:
         self._free_holders = list(range(memory.first_holder, memory.num_ids))[::-1]
         self._host = HostTier(host_bytes if can_save else 0)
         self._rows_worth_parking = costs.rows_worth_parking(self._host.max_bytes > 0)
-        self._roots: dict[str, Node] = {}
+        self._root = Node([], 0, None)
+        self._owners: Owners[Node] = Owners()
         self._last_nodes: dict[int, Node] = {}  # of running sequences, by slot
         self._parked: OrderedDict[Node, None] = OrderedDict()  # parked longest first
         self._num_locked = 0
@@ -75,10 +79,11 @@ class RadixCache:
         used = [node for node in path if node.num_users > 0 and node.holder is not None]
         return Known(length, min(length, used[-1].end) if used else 0)
 
-    def admit(self, sequence: Sequence, num_free: int) -> None:
+    def admit(self, sequence: Sequence, num_free: int) -> int:
         """Give a sequence, which has got a slot, the longest prefix that is known.
 
-        `num_free` cells are nobody's: more are evicted where a state must be restored.
+        Returns how many tokens of it the sequence's owner has used before. `num_free` cells are
+        nobody's: more are evicted where a state must be restored.
         """
         assert sequence.slot is not None
         path, length = self._match(sequence)
@@ -98,10 +103,11 @@ class RadixCache:
         if not self._memory.holds(sequence.slot, length):  # a sliding window has moved on
             self._memory.drop(sequence.slot)
             self._give_up(usable)
-            return
+            return 0
         if usable:
             self._last_nodes[sequence.slot] = usable[-1]
         sequence.num_shared = sequence.num_computed = length
+        return self._note_use(usable, sequence.owner)
 
     def move(self, sequence: Sequence, slot: int) -> bool:
         """Move nothing: here all slots share the cells, and no sequence outgrows them."""
@@ -111,17 +117,16 @@ class RadixCache:
         """Make the first `length` computed tokens of a running sequence known to others."""
         assert sequence.slot is not None
         assert length <= sequence.num_computed
-        node = self._last_nodes.get(sequence.slot) or self._root(sequence.cache_salt)
+        node = self._last_nodes.get(sequence.slot) or self._root
         while sequence.num_shared < length:
             if self._must_bring_back(node, sequence, length):
-                num_free = self._bring_back_one(node.children[sequence.tokens[node.end]], num_free)
+                num_free = self._bring_back_one(node.children[_key(sequence, node.end)], num_free)
             next_node = self._extend(node, sequence, length)
             if next_node is None:
                 break
             node = next_node
             self._last_nodes[sequence.slot] = node
             sequence.num_shared = node.end
-        self._forget_root(node)
         return sequence.num_shared >= length
 
     def leave(self, sequence: Sequence, keep: bool, num_free: int) -> None:
@@ -160,7 +165,7 @@ class RadixCache:
 
     def check_integrity(self, running: list[Sequence]) -> None:
         """Raise AssertionError unless everything is accounted for exactly once."""
-        nodes = [node for root in self._roots.values() for node in root.below()]
+        nodes = list(self._root.below())
         users = dict.fromkeys(nodes, 0)
         for sequence in running:
             assert sequence.slot is not None
@@ -169,19 +174,19 @@ class RadixCache:
             assert sequence.num_shared <= sequence.num_computed
             while node is not None and node.parent is not None:
                 assert sequence.tokens[node.start : node.end] == node.tokens
+                assert sequence.salt_at(node.start) == sequence.salt_at(node.end - 1) == node.salt
                 users[node] += 1
                 node = node.parent
         for node in nodes:
             assert node.parent is not None
             assert node.tokens
-            assert node.parent.children[node.tokens[0]] is node
+            assert node.parent.children[node.key] is node
+            assert node.parent.salt in (None, node.salt)
             assert node.start == node.parent.end
             assert node.num_users == users[node]
             assert node.holder is not None or node.state is not None
             assert (
-                node.holder is None
-                or node.parent.salt is not None
-                or node.parent.holder is not None
+                node.holder is None or node.parent is self._root or node.parent.holder is not None
             )
             assert (node in self._parked) == node.is_parked
             assert (node in self._host) == (node.state is not None)
@@ -191,30 +196,22 @@ class RadixCache:
         assert self._num_parked == sum(len(n.tokens) for n in on_device if not n.num_users)
         assert self._num_locked == sum(len(n.tokens) for n in on_device if n.num_users)
         assert self._host.num_bytes == sum(len(n.state) for n in nodes if n.state is not None)
+        self._owners.check_integrity(set(nodes))
 
     # -- finding ---------------------------------------------------------------------------------
-
-    def _root(self, salt: str) -> Node:
-        root = self._roots.get(salt)
-        if root is None:
-            root = self._roots[salt] = Node([], 0, None, salt)
-        return root
 
     def _match(self, sequence: Sequence) -> tuple[list[Node], int]:
         """Return the nodes that a sequence's tokens run through, and how far they agree.
 
         The last token is left out: it must be computed, or there were no logits to draw from.
         """
-        tokens, limit = sequence.tokens, len(sequence.tokens) - 1
-        node = self._roots.get(sequence.cache_salt)
+        limit = len(sequence.tokens) - 1
+        node = self._root
         path: list[Node] = []
         length = 0
-        while node is not None and length < limit:
-            node = node.children.get(tokens[length])
-            if node is None:
-                break
-            part = tokens[length : min(limit, node.end)]
-            agreed = common_length(node.tokens, part)
+        while length < limit and (child := node.children.get(_key(sequence, length))) is not None:
+            node = child
+            agreed = _agreed(node, sequence, limit)
             if agreed < min(len(node.tokens), MIN_SHARED):
                 break
             length += agreed
@@ -222,6 +219,15 @@ class RadixCache:
             if agreed < len(node.tokens):
                 break
         return path, length
+
+    def _note_use(self, path: list[Node], owner: str) -> int:
+        """Take note that a tenant uses a path; return how many of its tokens it has used before."""
+        num_own = 0
+        for node in path:
+            if num_own == node.start and self._owners.count(node, owner) == len(node.tokens):
+                num_own = node.end
+            self._owners.note(node, owner, len(node.tokens))
+        return num_own
 
     def _bring_back(self, path: list[Node], length: int, num_free: int) -> list[Node]:
         """Lock the nodes of a path, those on the host restored, up to the first without room.
@@ -264,10 +270,10 @@ class RadixCache:
         """Go one node further down with a sequence's own cells; None when there is no holder."""
         assert sequence.slot is not None
         start = sequence.num_shared
-        child = node.children.get(sequence.tokens[start])
+        child = node.children.get(_key(sequence, start))
         if child is None:
             return self._insert(node, sequence, length)
-        agreed = common_length(child.tokens, sequence.tokens[start:length])
+        agreed = _agreed(child, sequence, length)
         if agreed < len(child.tokens):
             if (
                 child.holder is None
@@ -275,7 +281,7 @@ class RadixCache:
                 or not self._split(child, agreed)
             ):
                 return None
-            child = node.children[sequence.tokens[start]]
+            child = node.children[_key(sequence, start)]
         self._lock(child)  # or its state might make way for what is evicted for the holder
         if child.holder is None:
             child.holder = self._take_holder()
@@ -287,14 +293,15 @@ class RadixCache:
         else:  # computed twice: one of the two is enough
             self._memory.cut(sequence.slot, child.start, child.end)
             self._memory.share(child.holder, sequence.slot, child.start, child.end)
+        self._owners.note(child, sequence.owner, len(child.tokens))
         return child
 
     def _must_bring_back(self, node: Node, sequence: Sequence, length: int) -> bool:
         """Whether the next node on a sequence's way is on the host, and must be split."""
-        child = node.children.get(sequence.tokens[node.end])
+        child = node.children.get(_key(sequence, node.end))
         if child is None or child.holder is not None or length - node.end < MIN_SHARED:
             return False
-        return common_length(child.tokens, sequence.tokens[node.end : length]) < len(child.tokens)
+        return _agreed(child, sequence, length) < len(child.tokens)
 
     def _bring_back_one(self, node: Node, num_free: int) -> int:
         """Restore a node, if there is room for it, and park it; return what is still free."""
@@ -312,10 +319,10 @@ class RadixCache:
         holder = self._take_holder()
         if holder is None:
             return None
-        node = Node(sequence.tokens[start:length], start, parent)
-        parent.children[node.tokens[0]] = node
-        if parent.salt is not None:  # it may have been forgotten for want of children
-            self._roots[parent.salt] = parent
+        length = _end_of_salt(sequence, start, length)
+        salt = sequence.salt_at(start)
+        node = Node(sequence.tokens[start:length], start, parent, salt, sequence.owner)
+        parent.children[node.key] = node
         node.holder = holder
         node.num_users = 1
         self._memory.share(sequence.slot, holder, start, length)
@@ -335,15 +342,16 @@ class RadixCache:
         self._unlock(node)
         if holder is None:
             return False
-        head = Node(node.tokens[:count], node.start, node.parent)
+        head = Node(node.tokens[:count], node.start, node.parent, node.salt, node.owner)
         head.holder = holder
         head.num_users = node.num_users
         self._memory.share(node.holder, holder, head.start, head.end)
         self._memory.cut(node.holder, head.start, head.end)
         self._host.forget(node)
-        node.parent.children[head.tokens[0]] = head
-        head.children[node.tokens[count]] = node
+        self._owners.note_all(head, self._owners.used_by(node))
+        node.parent.children[head.key] = head
         node.tokens, node.start, node.parent = node.tokens[count:], head.end, head
+        head.children[node.key] = node
         if head.is_parked:
             self._park(head)
         return True
@@ -415,13 +423,9 @@ class RadixCache:
         for below in node.below():
             assert below.holder is None
             self._host.forget(below)
-        parent = node.parent
-        del parent.children[node.tokens[0]]
-        self._forget_root(parent)
-
-    def _forget_root(self, node: Node) -> None:
-        if node.salt is not None and not node.children:
-            del self._roots[node.salt]
+            self._owners.forget(below)
+        self._owners.forget(node)
+        del node.parent.children[node.key]
 
     def _give_up(self, path: list[Node]) -> None:
         """Unlock a path whose cells are not whole, and evict what of it nobody else uses."""
@@ -431,3 +435,19 @@ class RadixCache:
             for each in [*reversed(list(node.below())), node]:
                 if each.is_parked and each.is_last_on_device:
                     self._evict_node(each)
+
+
+def _key(sequence: Sequence, position: int) -> Key:
+    """Return by what the node is found that begins with a sequence's token."""
+    return sequence.salt_at(position), sequence.tokens[position]
+
+
+def _end_of_salt(sequence: Sequence, start: int, end: int) -> int:
+    """Return where the tokens from `start` end that have the same salt, at most `end`."""
+    return min(end, sequence.num_unsalted) if start < sequence.num_unsalted else end
+
+
+def _agreed(node: Node, sequence: Sequence, end: int) -> int:
+    """Return how many of a node's tokens are the sequence's, too, which ends before `end`."""
+    end = _end_of_salt(sequence, node.start, min(end, node.end))
+    return common_length(node.tokens, sequence.tokens[node.start : end])

@@ -19,17 +19,20 @@ from kserve_llamacpp.engine.cache.memory import (
     CacheStats,
     Known,
     Memory,
-    common_length,
+    shared_length,
 )
+from kserve_llamacpp.engine.cache.owners import Owners
 from kserve_llamacpp.engine.sequence import Sequence
 
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """The memory of a sequence after `tokens`."""
+    """The memory of a sequence after `tokens`, which a request of the tenant `owner` computed."""
 
     tokens: list[int]
-    salt: str
+    cache_salt: str
+    num_unsalted: int
+    owner: str
     state: bytearray
 
 
@@ -60,6 +63,7 @@ class SnapshotCache:
         self._max_bytes = host_bytes
         self._can_cut = can_cut
         self._kept: OrderedDict[Snapshot, None] = OrderedDict()  # least used first
+        self._owners: Owners[Snapshot] = Owners()
         self._known: WeakKeyDictionary[Sequence, tuple[int, Known]] = WeakKeyDictionary()
         self._bytes = 0
         self._too_long: int | None = None  # so many tokens, or more, do not fit
@@ -78,23 +82,29 @@ class SnapshotCache:
             self._known[sequence] = len(sequence.tokens), known
         return known
 
-    def admit(self, sequence: Sequence, num_free: int) -> None:
-        """Give a sequence, which has got a slot, the longest prefix that is known."""
+    def admit(self, sequence: Sequence, num_free: int) -> int:
+        """Give a sequence, which has got a slot, the longest prefix that is known.
+
+        Returns how many tokens of it the sequence's owner has used before.
+        """
         assert sequence.slot is not None
         snapshot, length = self._best(sequence, num_free)
         if snapshot is None:
-            return
+            return 0
         self._kept.move_to_end(snapshot)
         if not self._memory.restore(sequence.slot, snapshot.state):
             self._memory.drop(sequence.slot)
-            return
+            return 0
         if length < len(snapshot.tokens):
             self._memory.cut(sequence.slot, length)
         if not self._memory.holds(sequence.slot, length):
             self._memory.drop(sequence.slot)
-            return
+            return 0
         sequence.num_computed = length
         self.stats.host_hits += length
+        num_own = self._num_own(sequence, length)
+        self._owners.note(snapshot, sequence.owner, length)
+        return num_own
 
     def move(self, sequence: Sequence, slot: int) -> bool:
         """Bring a running sequence's cells into another slot; False: it stays where it is."""
@@ -141,6 +151,7 @@ class SnapshotCache:
         assert self._bytes == sum(len(snapshot.state) for snapshot in self._kept)
         assert self._bytes <= self._max_bytes
         assert all(sequence.num_shared == 0 for sequence in running)
+        self._owners.check_integrity(set(self._kept))
 
     def _best(self, sequence: Sequence, num_free: float = math.inf) -> tuple[Snapshot | None, int]:
         """Return what fits and a sequence has most in common with, the shortest, and how much.
@@ -151,9 +162,9 @@ class SnapshotCache:
         longest = MIN_SHARED - 1
         limit = len(sequence.tokens) - 1
         for snapshot in self._kept:
-            if snapshot.salt != sequence.cache_salt or len(snapshot.tokens) > num_free:
+            if len(snapshot.tokens) > num_free:
                 continue
-            length = common_length(snapshot.tokens, sequence.tokens, limit)
+            length = shared_length(snapshot, sequence, limit)
             if len(snapshot.tokens) - length > self._longest_cut:
                 continue
             is_shorter = best is not None and len(snapshot.tokens) < len(best.tokens)
@@ -161,20 +172,26 @@ class SnapshotCache:
                 best, longest = snapshot, length
         return best, longest if best is not None else 0
 
+    def _num_own(self, sequence: Sequence, limit: int) -> int:
+        """Return how many of a sequence's first tokens are known, and its owner has used before."""
+        counts = ((each, self._owners.count(each, sequence.owner)) for each in self._kept)
+        return max(shared_length(each, sequence, min(limit, count)) for each, count in counts)
+
     def _keep(self, sequence: Sequence) -> bool:
         """Keep what a sequence computed, and drop what was used longest ago, or is part of it."""
         assert sequence.slot is not None
         tokens = sequence.tokens[: sequence.num_computed]
+        used_by: dict[str, int] = {}
         for snapshot in list(self._kept):
-            if snapshot.salt != sequence.cache_salt:
-                continue
-            length = common_length(snapshot.tokens, tokens)
-            if length == len(tokens) == len(snapshot.tokens):
-                self._kept.move_to_end(snapshot)
-                return True
-            if self._keeps_parts and length == len(tokens):
+            length = shared_length(snapshot, sequence, len(tokens))
+            is_equal = length == len(tokens) == len(snapshot.tokens)
+            if is_equal or (self._keeps_parts and length == len(tokens)):
+                if is_equal:
+                    self._kept.move_to_end(snapshot)
+                self._owners.note(snapshot, sequence.owner, length)
                 return True
             if self._keeps_parts and length == len(snapshot.tokens):
+                used_by |= self._owners.used_by(snapshot)
                 self._forget(snapshot)
         if self._max_bytes == 0 or (self._too_long is not None and len(tokens) >= self._too_long):
             return False
@@ -191,11 +208,15 @@ class SnapshotCache:
             self._too_long = len(tokens)
             return False
         self._known.clear()
-        self._kept[Snapshot(tokens, sequence.cache_salt, state)] = None
+        salt, num_unsalted = sequence.cache_salt, sequence.num_unsalted
+        kept = Snapshot(tokens, salt, num_unsalted, sequence.owner, state)
+        self._kept[kept] = None
+        self._owners.note_all(kept, used_by)
         self._bytes += len(state)
         return True
 
     def _forget(self, snapshot: Snapshot) -> None:
         self._known.clear()
         del self._kept[snapshot]
+        self._owners.forget(snapshot)
         self._bytes -= len(snapshot.state)
