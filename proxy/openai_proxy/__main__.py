@@ -17,6 +17,7 @@ import uvloop
 from openai_proxy import logging
 from openai_proxy.config import ConfigError, Flags, Loaded, load_all
 from openai_proxy.config.reload import Apply, Reloader
+from openai_proxy.console import say
 from openai_proxy.flags import Action, read
 from openai_proxy.lifecycle import Lifecycle
 from openai_proxy.server import EXIT_PORT_TAKEN, ListenError, listen
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
         if command.action is Action.PRINT_SCHEMA:
             from openai_proxy.config import schema  # no server needs it
 
-            print(schema.text(), end="")
+            say(schema.text(), sys.stdout)
             return 0
         loaded = load_all(command.flags)
         if command.action is Action.CHECK_CONFIG:
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
             logging.configure(loaded.settings)
     except ConfigError as error:
         for problem in error.problems:
-            print(f"openai_proxy: {problem}", file=sys.stderr)
+            say(f"openai_proxy: {problem}\n", sys.stderr)
         return EXIT_BAD_CONFIGURATION
     if command.action is not Action.RUN:
         _tell(loaded, command.action)
@@ -55,14 +56,14 @@ def main(arguments: Sequence[str]) -> int:
 
 def _tell(loaded: Loaded, action: Action) -> None:
     for warning in loaded.warnings:
-        print(f"openai_proxy: {warning}", file=sys.stderr)
+        say(f"openai_proxy: {warning}\n", sys.stderr)
     if action is Action.PRINT_CONFIG:
         from openai_proxy.config import show  # no server needs it
 
-        print(show.text(loaded), end="")
+        say(show.text(loaded), sys.stdout)
     else:
         files = ", ".join(map(str, loaded.files.read)) or "no file"
-        print(f"The configuration is good: {files}, environment and flags.")
+        say(f"The configuration is good: {files}, environment and flags.\n", sys.stdout)
 
 
 def _serve(loaded: Loaded, flags: Flags) -> int:

@@ -11,6 +11,7 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from openai_proxy import app, error_forms, logging, server, stdin
 from openai_proxy.access_log import AccessLog
 from openai_proxy.banner import banner
 from openai_proxy.config import Settings
+from openai_proxy.console import say_beside
 from openai_proxy.exchange import Observer
 from openai_proxy.limits import Concurrency
 from openai_proxy.metrics import Metrics
@@ -262,7 +264,7 @@ class Lifecycle:
         self._is_announced = True
         model = self._settings.served_model or next(iter(readiness.models), "MODEL")
         scheme = "http" if self._settings.tls is None else "https"
-        print(banner(self._settings.host, self._port, model, scheme), flush=True)
+        say_beside(banner(self._settings.host, self._port, model, scheme) + "\n", sys.stdout)
 
     async def _drain(
         self, web: server.Server, serving: asyncio.Task[Any], *, with_delay: bool
