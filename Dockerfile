@@ -4,11 +4,14 @@
 #   docker build --target proxy      -t kserve-llamacpp/proxy .
 #   docker build --target all-in-one -t kserve-llamacpp/all-in-one .
 #
-# Any Debian with Python 3.11 to 3.13 will do as the base.
-ARG BASE_IMAGE=python:3.12-slim-bookworm
+# Any Debian with Python 3.11 to 3.13 will do as the base. Bases are named by digest: what is built
+# tomorrow is what was tested today. For updates of the base, look a new one up:
+#
+#   docker buildx imagetools inspect python:3.12-slim-bookworm
+ARG BASE_IMAGE=python:3.12-slim-bookworm@sha256:34386ef0cb081344d7ec1c103ba398e6e9f64e9ab3a1509accc92a4e24a07258
 # For predictor-cuda: CUDA 12 with a Python of 3.11 to 3.13 in its distribution.
-ARG CUDA_BUILD_IMAGE=nvidia/cuda:12.6.3-devel-ubuntu24.04
-ARG CUDA_BASE_IMAGE=nvidia/cuda:12.6.3-runtime-ubuntu24.04
+ARG CUDA_BUILD_IMAGE=nvidia/cuda:12.6.3-devel-ubuntu24.04@sha256:392c0df7b577ecae17a17f6ba7f2009c217bb4422f8431c053ae9af61a8c148a
+ARG CUDA_BASE_IMAGE=nvidia/cuda:12.6.3-runtime-ubuntu24.04@sha256:92906d87596d638d35015c6353053121bd299d25943b875763321653884ba924
 
 
 # llama.cpp: nothing but its pins goes in, so that a change to our own sources never builds it anew.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -47,6 +48,31 @@ def build(folder: Path) -> list[dict[str, Any]]:
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr, done.stderr
     return [found for found in yaml.safe_load_all(done.stdout) if found is not None]
+
+
+def test_images_by_digest(tmp_path: Path) -> None:
+    """An overlay names all images by digest, in Deployments and in KServe's objects alike."""
+    digest = f"sha256:{'a1' * 32}"
+    images = ("predictor", "proxy")
+    overlay = {
+        "resources": [
+            os.path.relpath(ROOT / "manifests" / "kserve" / name, tmp_path)
+            for name in ("runtime", "smollm2-transformer", "proxy")
+        ],
+        "images": [
+            {
+                "name": f"kserve-llamacpp/{name}",
+                "newName": f"registry.example.com/{name}",
+                "digest": digest,
+            }
+            for name in images
+        ],
+    }
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(overlay), encoding="utf-8")
+
+    found = set(re.findall(r"image: (\S+)", yaml.safe_dump(build(tmp_path))))
+
+    assert found == {f"registry.example.com/{name}@{digest}" for name in images}
 
 
 @pytest.mark.parametrize("folder", WHOLE, ids=lambda folder: str(folder.relative_to(ROOT)))

@@ -22,6 +22,22 @@ def pod(release: Rendered) -> dict[str, Any]:
     return template
 
 
+def test_image_by_digest() -> None:
+    """A digest names the image of proxy and predictor, whatever the tag says."""
+    digest = f"sha256:{'a1' * 32}"
+    release = render(
+        {
+            "proxy": {"image": {"repository": "r/proxy", "tag": "1", "digest": digest}},
+            "modelDefaults": {"image": {"digest": digest}},
+            "models": SMOLLM2,
+        }
+    )
+
+    assert container(release)["image"] == f"r/proxy@{digest}"
+    (predictor,) = release.one("ServingRuntime", "smollm2")["spec"]["containers"]
+    assert predictor["image"] == f"kserve-llamacpp/predictor@{digest}"
+
+
 def container(release: Rendered) -> dict[str, Any]:
     (found,) = pod(release)["containers"]
     assert isinstance(found, dict)

@@ -131,6 +131,7 @@ SCHEMA = [
     (proxy(upstreamURL="http://a"), "'upstreamURL' not allowed"),
     (proxy(upstreamUrl="a:8080"), "/proxy/upstreamUrl"),
     (proxy(replicas="2"), "/proxy/replicas"),
+    (proxy(image={"digest": "sha256:12"}), "/proxy/image/digest"),
     (proxy(config={"grace_period": 3}), "'grace_period' not allowed"),
     (proxy(config={"upstream_url": "http://a"}), "'upstream_url' not allowed"),
     (proxy(config={"grace_seconds": None}), "missing property 'grace_seconds'"),

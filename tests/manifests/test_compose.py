@@ -101,6 +101,19 @@ def test_image_is_built_from_its_target(name: str) -> None:
         assert f"ARG {argument}=" in DOCKERFILE
 
 
+def test_bases_are_named_by_digest() -> None:
+    """What an image is built from stands for one image for ever, the same in both files."""
+    given = dict(re.findall(r"^ARG (\w+_IMAGE)=(\S+)$", DOCKERFILE, re.MULTILINE))
+    stages = set(re.findall(r"^FROM \S+ AS (\S+)$", DOCKERFILE, re.MULTILINE))
+    bases = set(re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)) - stages
+
+    assert bases == {f"${{{name}}}" for name in given}
+    for image in given.values():
+        assert re.fullmatch(r"[\w./-]+:[\w.-]+@sha256:[0-9a-f]{64}", image), image
+    build = SERVICES["proxy"]["build"]["args"]
+    assert build["BASE_IMAGE"] == f"${{BASE_IMAGE:-{given['BASE_IMAGE']}}}"
+
+
 def test_only_the_proxy_listens_on_the_host() -> None:
     """The predictor knows no keys: only the proxy is reached, by default on loopback."""
     assert [name for name in SERVICES if "ports" in SERVICES[name]] == ["proxy"]

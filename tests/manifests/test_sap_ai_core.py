@@ -231,6 +231,7 @@ def test_container_runs_as_nobody() -> None:
         "runAsUser": 65534,
         "runAsGroup": 65534,
         "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
         "capabilities": {"drop": ["ALL"]},
         "seccompProfile": {"type": "RuntimeDefault"},
     }

@@ -73,7 +73,11 @@ Image reference: list $ IMAGE.
 */}}
 {{- define "kserve-llamacpp.image" -}}
 {{- $image := index . 1 -}}
+{{- if $image.digest -}}
+{{- printf "%s@%s" $image.repository $image.digest -}}
+{{- else -}}
 {{- printf "%s:%s" $image.repository (default (index . 0).Chart.AppVersion $image.tag) -}}
+{{- end -}}
 {{- end -}}
 
 {{/*
