@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from http_edge import bounds
+from http_edge import bounds, head_rules
 from http_edge.bytes_in_flight import COST_PER_BYTE, Lease
 from http_edge.client_connection import EXTENSION, PART_BYTES, ClientConnection, certificate_name
 from http_edge.connections import Connections
@@ -149,8 +149,12 @@ class BoundedConnection(HttpToolsProtocol):
             self._refusal = self._head_error(num_bytes)
         elif len(self.pipeline) >= bounds.MAX_PIPELINED:
             self._refusal = _bad_request("Too many requests were sent ahead of their answers.")
+        else:
+            self._refusal = self._framing_error()
         if self._refusal is not None:
             raise RefusedError
+        if not self.url.startswith(b"/") and (target := head_rules.target_of(self.url)) is not None:
+            self.scope["extensions"][head_rules.TARGET] = target  # type: ignore[assignment]  # ours
         self._turn_to(Turn.BODY)
         self._num_head_bytes = 0
         if self._head.held:
@@ -326,13 +330,22 @@ class BoundedConnection(HttpToolsProtocol):
         else:
             self.transport.abort()
 
+    def _framing_error(self) -> ApiError | None:
+        """Return why it cannot be told where the request ends: the parser lets some of it pass."""
+        try:
+            head_rules.check_framing(self.headers, self.parser.get_http_version())
+        except ApiError as error:
+            return error
+        return None
+
     def _refuse(self, error: ApiError) -> None:
         body = error.body()
-        told = "".join(f"{name}: {value}\r\n" for name, value in error.headers().items())
+        headers = {**error.headers(), "connection": "close"}
+        told = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         head = (
             f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n{told}"
             "content-type: application/json\r\n"
-            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+            f"content-length: {len(body)}\r\n\r\n"
         )
         self.transport.write(head.encode() + body)
         self.transport.close()

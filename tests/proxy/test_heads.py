@@ -93,6 +93,11 @@ async def test_a_preflight_of_a_foreign_host(upstream: StandIn) -> None:
         ("GET /v1/models HTTP/1.0", 200),
         ("GET /v1/models", 505),
         (f"POST {CHAT} HTTP/1.1\nhost: localhost\ntransfer-encoding: gzip, chunked", 501),
+        (f"POST {CHAT} HTTP/1.1\nhost: localhost\ntransfer-encoding: gzip", 501),
+        ("GET http://localhost/v1/models HTTP/1.1\nhost: localhost\nconnection: close", 200),
+        ("GET http://a.example/v1/models HTTP/1.1\nhost: localhost\nconnection: close", 400),
+        ("GET http://a.example/v1/models HTTP/1.1\nhost: a.example\nconnection: close", 403),
+        ("GET http://a.example/v1/models HTTP/1.0", 403),
         (
             f"POST {CHAT} HTTP/1.1\nhost: localhost\ntransfer-encoding: chunked\ncontent-length: 3",
             400,
