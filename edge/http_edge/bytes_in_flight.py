@@ -56,15 +56,17 @@ class Lease:
 
         What one request takes counts no more than large ones may use: alone it always fits.
         """
-        budget = self._budget
-        cost = min(cost, budget.large_capacity - self.held)
-        if cost <= 0:
-            return True
-        if not budget.fits(cost, self.held):
+        if not self.could_take(cost):
             return False
-        self.held += cost
-        budget.used += cost
+        taken = max(0, min(cost, self._budget.large_capacity - self.held))
+        self.held += taken
+        self._budget.used += taken
         return True
+
+    def could_take(self, cost: int) -> bool:
+        """Tell whether `take` would take so much now."""
+        cost = min(cost, self._budget.large_capacity - self.held)
+        return cost <= 0 or self._budget.fits(cost, self.held)
 
     def charge(self, cost: int) -> None:
         """Take more, whether or not it fits: what is there already cannot be refused."""

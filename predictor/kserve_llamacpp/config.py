@@ -5,21 +5,20 @@ from __future__ import annotations
 import argparse
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
 from http_edge import cgroup
+from http_edge.bounds import Bounds, max_connections
 from http_edge.hosts import checked_host
 from kserve_llamacpp.engine.cells import BLOCK, whole_parts
 from kserve_llamacpp.engine.worker_options import FlashAttention, KVCacheLayout
 from kserve_llamacpp.errors import ConfigurationError, ModelFileError
+from kserve_llamacpp.limit_flags import LEAST, MOST, add_limit_flags, byte_capacity
 from kserve_llamacpp.logging import LOG_FORMATS, LOG_LEVELS
 from kserve_llamacpp.tenant import PrefixSharing
-from openai_protocol.json_shape import MAX_JSON_DEPTH, MAX_JSON_VALUES, NUMBERS_PER_VALUE
 from openai_protocol.request_limits import RequestLimits
-from openai_protocol.requests import MAX_MESSAGES
 
 GGUF_MAGIC = b"GGUF"
 _LATER_PART = re.compile(r"-(?!00001-)\d{5}-of-\d{5}\.gguf$")  # of a model in several files
@@ -51,6 +50,13 @@ class Config:
     queue_timeout_seconds: float
     prefix_sharing: PrefixSharing
     max_body_bytes: int
+    head_timeout_seconds: float
+    body_timeout_seconds: float
+    write_timeout_seconds: float
+    timeout_keep_alive: int
+    min_bytes_per_second: int
+    max_connections: int
+    max_bytes_in_flight: int
     max_json_depth: int
     max_json_values: int
     max_messages: int
@@ -72,6 +78,18 @@ class Config:
     def request_limits(self) -> RequestLimits:
         """What a request's body may have at most."""
         return RequestLimits(self.max_json_depth, self.max_messages, self.max_json_values)
+
+    @property
+    def bounds(self) -> Bounds:
+        """What a connection may take at most."""
+        return Bounds(
+            head_seconds=self.head_timeout_seconds,
+            body_seconds=self.body_timeout_seconds,
+            write_seconds=self.write_timeout_seconds,
+            idle_seconds=self.timeout_keep_alive,
+            min_bytes_per_second=self.min_bytes_per_second,
+            max_connections=self.max_connections,
+        )
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -165,8 +183,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "key, and all that have neither; all: any, so that a tenant can find out by an answer's "
         "delay what another has asked.",
     )
-    add("--max_body_bytes", type=int, default=8 << 20, help="Largest request body; more gets 413.")
-    _add_limits(add)
+    add_limit_flags(add)
     add(
         "--max_engine_restarts",
         type=int,
@@ -197,29 +214,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     add("--log_level", default="info", choices=LOG_LEVELS, help="The least level that is logged.")
     add("--log_format", default="auto", choices=LOG_FORMATS, help="auto: pretty on a terminal.")
-
-
-def _add_limits(add: Callable[..., object]) -> None:
-    """Add the flags that bound what a body has inside, under the proxy's names."""
-    add(
-        "--max_json_depth",
-        type=int,
-        default=MAX_JSON_DEPTH,
-        help="How deep lists and objects of a request's body may stand in each other.",
-    )
-    add(
-        "--max_json_values",
-        type=int,
-        default=MAX_JSON_VALUES,
-        help="Lists, objects and texts that a request's body may have, keys among them; with "
-        f"numbers, as in lists of tokens, {NUMBERS_PER_VALUE} times as many.",
-    )
-    add(
-        "--max_messages",
-        type=int,
-        default=MAX_MESSAGES,
-        help="Messages that a conversation may have.",
-    )
 
 
 def read_config(args: argparse.Namespace) -> Config:
@@ -288,6 +282,13 @@ def read_config(args: argparse.Namespace) -> Config:
         queue_timeout_seconds=args.queue_timeout_seconds,
         prefix_sharing=args.prefix_sharing,
         max_body_bytes=args.max_body_bytes,
+        head_timeout_seconds=args.head_timeout_seconds,
+        body_timeout_seconds=args.body_timeout_seconds,
+        write_timeout_seconds=args.write_timeout_seconds,
+        timeout_keep_alive=args.timeout_keep_alive,
+        min_bytes_per_second=args.min_bytes_per_second,
+        max_connections=args.max_connections or max_connections(),
+        max_bytes_in_flight=byte_capacity(args.max_bytes_in_flight, args.max_body_bytes),
         max_json_depth=args.max_json_depth,
         max_json_values=args.max_json_values,
         max_messages=args.max_messages,
@@ -333,6 +334,7 @@ def _check_ports(args: argparse.Namespace) -> None:
 
 
 _LEAST = {
+    **LEAST,
     "n_ctx": 0,
     "n_batch": 16,  # costs are measured on so many tokens
     "n_threads": 0,
@@ -343,10 +345,6 @@ _LEAST = {
     "max_waiting": 0,
     "max_waiting_tokens": 0,
     "queue_timeout_seconds": 0,
-    "max_body_bytes": 1,
-    "max_json_depth": 5,  # what a message of several parts needs
-    "max_json_values": 1,
-    "max_messages": 1,
     "max_engine_restarts": 0,
     "watchdog_seconds": 0,
     "drain_delay_seconds": 0,
@@ -355,9 +353,8 @@ _LEAST = {
     "grpc_max_receive_message_length": 1024,
 }
 _MOST = {
+    **MOST,
     "max_sequences": MAX_SEQUENCES,
-    "max_json_depth": 200,  # the parser itself goes no deeper
-    "max_messages": MAX_MESSAGES,
     "grpc_max_send_message_length": 1 << 30,
     "grpc_max_receive_message_length": 1 << 30,
 }

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import socket
 
+from http_edge import listener
 from kserve_llamacpp.errors import ConfigurationError, PortTakenError
 
 
 def bind(host: str, port: int, flag: str = "--http_port") -> socket.socket:
     """Bind the port before anything slow is done; raises PortTakenError, ConfigurationError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        sock.bind((host, port))
-        sock.listen(2048)  # or two could bind it, and the later one fail only much later
+        sock = listener.listen(host, port)  # or two could bind it, and the later fail much later
     except OSError as error:
-        sock.close()
         if error.errno == 98:  # EADDRINUSE
             raise PortTakenError(
                 f"{flag}: another process listens on port {port}: stop it, or choose another "

@@ -20,6 +20,9 @@ from fastapi import FastAPI
 from kserve import ModelServer, model_server
 from kserve.protocol.rest.v1_endpoints import V1Endpoints
 
+from http_edge.bytes_in_flight import ByteBudget
+from http_edge.connection import protocol
+from http_edge.connections import Connections
 from http_edge.head_rules import HeadRules
 from http_edge.hosts import HostRules
 from kserve_llamacpp import __version__
@@ -59,6 +62,8 @@ class LlamaCppServer(ModelServer):  # type: ignore[misc]  # kserve has no types
         names = self.registered_models.get_models
         self._models = Models(lambda: list(names()), self._find, self._check)
         self._grpc: GrpcServer | None = None
+        self._budget = ByteBudget(config.max_bytes_in_flight)
+        self._connections = Connections(config.bounds, self._budget)
         self._is_draining = False
         self._stopping: asyncio.Task[None] | None = None
         self._exit_status = 0
@@ -108,6 +113,8 @@ class LlamaCppServer(ModelServer):  # type: ignore[misc]  # kserve has no types
     async def _serve_http(self) -> None:
         rest = self._rest_server
         rest.config.app = self._application()
+        rest.config.http = protocol(self._connections)
+        rest.config.ws = "none"
         rest._server.capture_signals = contextlib.nullcontext  # we own the signals
         host, port = self._sock.getsockname()[:2]
         self._log.info("http_listening", host=host, port=port)
@@ -170,6 +177,7 @@ class LlamaCppServer(ModelServer):  # type: ignore[misc]  # kserve has no types
         app.add_middleware(
             RequestGate,
             max_body_bytes=self._config.max_body_bytes,
+            budget=self._budget,
             head_rules=HeadRules(HostRules(self._config.http_host, self._config.allowed_hosts)),
             is_draining=lambda: self._is_draining,
         )

@@ -55,7 +55,7 @@ class LimitConcurrency:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        admission = _Admission(self._budget, self._concurrency, self._max_requests)
+        admission = _Admission(Lease(self._budget), self._concurrency, self._max_requests)
         if scope["method"] == "POST":
             admission.check_place()
         if self._budget.used:
@@ -78,14 +78,13 @@ class LimitConcurrency:
 class _Admission:
     """What one request holds of the server; owner: its `LimitConcurrency` call."""
 
-    __slots__ = ("_budget", "_concurrency", "_is_running", "_max_requests", "lease")
+    __slots__ = ("_concurrency", "_is_running", "_max_requests", "lease")
 
-    def __init__(self, budget: ByteBudget, concurrency: Concurrency, max_requests: int) -> None:
-        self._budget = budget
+    def __init__(self, lease: Lease, concurrency: Concurrency, max_requests: int) -> None:
+        self.lease = lease
         self._concurrency = concurrency
         self._max_requests = max_requests
         self._is_running = False
-        self.lease = Lease(budget)
 
     def check_place(self) -> None:
         """Raise RateLimited while as many requests run as may."""
@@ -99,7 +98,7 @@ class _Admission:
 
     def check_bytes(self, cost: int) -> None:
         """Raise Unavailable where a body of this cost has no room; it takes nothing yet."""
-        if not self._budget.fits(min(cost, self._budget.large_capacity)):
+        if not self.lease.could_take(cost):
             raise _no_room()
 
     def take_in(self, message: Message, *, counts: bool) -> None:

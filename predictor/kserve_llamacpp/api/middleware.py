@@ -13,8 +13,16 @@ from uuid import uuid4
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from http_edge.bytes_in_flight import COST_PER_BYTE, ByteBudget, Lease, cost_of
+from http_edge.client_connection import client_connection, send_last
 from http_edge.head_rules import HeadRules, check_inference_length
-from openai_protocol.errors import ApiError, RequestTooLarge, internal_error
+from openai_protocol.errors import (
+    ApiError,
+    RequestTooLarge,
+    Unavailable,
+    internal_error,
+    overloaded,
+)
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 # what probes and scrapers ask all the time; refusals of other paths are logged
@@ -32,12 +40,14 @@ class RequestGate:
         app: ASGIApp,
         max_body_bytes: int,
         head_rules: HeadRules,
+        budget: ByteBudget,
         is_draining: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
         self._head_rules = head_rules
+        self._budget = budget
         self._is_draining = is_draining
         self._clock = clock
         self._log = structlog.get_logger("access")
@@ -47,12 +57,13 @@ class RequestGate:
             await self._app(scope, receive, send)
             return
         refusal = self._refusal(scope)  # before the request is named: an id given twice is none
-        exchange = Exchange(scope, send, self._is_draining, self._clock)
+        lease = Lease(self._budget)
+        exchange = Exchange(scope, send, self._is_draining, self._clock, lease)
         structlog.contextvars.bind_contextvars(request_id=exchange.request_id)
         try:
             if refusal is not None:
                 raise refusal
-            body = await self._read_body(scope, receive)
+            body = await self._read_body(scope, receive, lease)
             if body is None:
                 exchange.has_client_left = True
             else:
@@ -64,6 +75,8 @@ class RequestGate:
             self._log.exception("request_failed")
             await exchange.refuse(internal_error())
         finally:
+            lease.release()
+            exchange.let_go()
             log = self._log.debug if exchange.is_probe else self._log.info
             log("request", **exchange.facts())
             structlog.contextvars.unbind_contextvars("request_id")
@@ -97,11 +110,16 @@ class RequestGate:
                     with contextlib.suppress(asyncio.CancelledError):
                         await task
 
-    async def _read_body(self, scope: Scope, receive: Receive) -> bytes | None:
-        """Return the body, None when the client left before its end; raises RequestTooLarge."""
+    async def _read_body(self, scope: Scope, receive: Receive, lease: Lease) -> bytes | None:
+        """Return the body, None when the client left before its end.
+
+        Raises RequestTooLarge, and Unavailable where there is no room for it just now.
+        """
         for name, value in scope["headers"]:
             if name == b"content-length" and value.isdigit():
                 self._check_size(int(value))
+                if not lease.could_take(COST_PER_BYTE * int(value)):
+                    raise _no_room()
         chunks = []
         size = 0
         while True:
@@ -111,6 +129,8 @@ class RequestGate:
             chunk = message.get("body", b"")
             size += len(chunk)
             self._check_size(size)
+            if chunk and not lease.take(cost_of(chunk)):
+                raise _no_room()
             chunks.append(chunk)
             if not message.get("more_body", False):
                 return b"".join(chunks)
@@ -132,7 +152,10 @@ class Exchange:
         send: Send,
         is_draining: Callable[[], bool],
         clock: Callable[[], float],
+        lease: Lease,
     ) -> None:
+        self._connection = client_connection(scope)
+        self._lease = lease
         self._scope = scope
         self._send = send
         self._is_draining = is_draining
@@ -188,7 +211,16 @@ class Exchange:
             if self._first_byte is None:
                 self._first_byte = self._clock()
             self.is_complete = not message.get("more_body", False)
+            if self.is_complete:
+                self._lease.charge(len(message.get("body", b"")))
+                await send_last(self._send, message, self._connection)
+                return
         await self._send(message)
+
+    def let_go(self) -> None:
+        """Wait for the client no more: what it has not read goes with its connection."""
+        if self._connection is not None:
+            self._connection.let_go()
 
     async def refuse(self, error: ApiError) -> None:
         """Answer with an error, unless the answer has begun."""
@@ -210,6 +242,10 @@ class Exchange:
             (b"x-request-id", request_id.encode()),
         ]
         return request_id
+
+
+def _no_room() -> Unavailable:
+    return overloaded("The server has as many bytes in flight as its memory allows")
 
 
 def _replay(body: bytes) -> Receive:

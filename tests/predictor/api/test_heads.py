@@ -10,6 +10,7 @@ from urllib.parse import unquote
 import pytest
 from starlette.types import Message
 
+from http_edge.bytes_in_flight import MIB, ByteBudget
 from http_edge.head_rules import HeadRules
 from http_edge.hosts import HostRules
 from kserve_llamacpp.api.errors import add_error_handlers
@@ -40,7 +41,12 @@ async def ask(
     models = Models(lambda: ["org/name"], find, lambda: None)
     app = application(models, predict, RequestLimits(), has_docs=False)
     add_error_handlers(app)
-    gate = RequestGate(app, max_body_bytes=100, head_rules=HeadRules(HostRules("127.0.0.1")))
+    gate = RequestGate(
+        app,
+        max_body_bytes=100,
+        head_rules=HeadRules(HostRules("127.0.0.1")),
+        budget=ByteBudget(16 * MIB),
+    )
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive() -> Message:

@@ -11,6 +11,8 @@ import pytest
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from http_edge.bytes_in_flight import MIB, ByteBudget
+from http_edge.client_connection import EXTENSION, ClientConnection
 from http_edge.head_rules import HeadRules
 from http_edge.hosts import HostRules
 from kserve_llamacpp.api.middleware import RequestGate
@@ -42,10 +44,14 @@ class _Call:
         self.now = 0.0
         self._incoming: asyncio.Queue[Message] = asyncio.Queue()
         self.is_draining = False
+        self.budget = ByteBudget(16 * MIB)
+        self.connection = ClientConnection()
+        self.scope["extensions"] = {EXTENSION: self.connection}
         self._gate = RequestGate(
             app,
             max_body_bytes=_LIMIT,
             head_rules=HeadRules(HostRules("127.0.0.1")),
+            budget=self.budget,
             is_draining=lambda: self.is_draining,
             clock=lambda: self.now,
         )
@@ -399,3 +405,55 @@ async def test_what_is_not_http_goes_through() -> None:
     await call.run()
 
     assert seen == [{"type": "lifespan"}]
+
+
+@pytest.mark.parametrize("headers", [{"content_length": "10"}, {}])
+async def test_a_body_without_room_is_refused(headers: dict[str, str]) -> None:
+    """When all bytes are in flight, a body gets 503 with Retry-After and keeps nothing."""
+    call = _Call(_echo, **headers)
+    call.budget.used = call.budget.capacity - 39
+    call.put(b"12345", more=True)
+    call.put(b"67890")
+    await call.run()
+
+    assert (call.status, call.error["code"]) == (503, "server_overloaded")
+    assert "retry-after" in call.headers
+    assert call.num_received == (0 if headers else 2)
+    assert call.budget.used == call.budget.capacity - 39
+
+
+async def test_an_answer_counts_until_it_is_read() -> None:
+    """A whole answer goes out in parts, and its request is over when its client has nearly all."""
+    answer = b"a" * 200_000
+
+    async def long(scope: Scope, receive: Receive, send: Send) -> None:
+        await _answer(send, answer)
+
+    call = _Call(long)
+    call.put(b"")
+    call.connection.is_full = True
+    running = asyncio.create_task(call.run())
+    await settle()
+    assert b"".join(message["body"] for message in call.sent[1:]) == answer
+    assert max(len(message["body"]) for message in call.sent[1:]) <= 65536
+    assert not running.done()
+    assert call.budget.used >= len(answer)
+    call.connection.note_room()
+    await running
+    assert call.budget.used == 0
+
+
+async def test_a_client_that_leaves_with_its_answer_unread_is_gone() -> None:
+    """A request that is over while its client does not read ends the connection."""
+    ended = asyncio.Event()
+    call = _Call(_echo)
+    call.connection = ClientConnection(ended.set)
+    call.scope["extensions"] = {EXTENSION: call.connection}
+    call.put(b"")
+    call.connection.is_full = True
+    running = asyncio.create_task(call.run())
+    await settle()
+    assert not ended.is_set()
+    running.cancel()
+    await asyncio.wait((running,))
+    assert ended.is_set()
