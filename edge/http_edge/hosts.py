@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 ANY = "*"
@@ -68,6 +68,19 @@ def is_loopback(host: str) -> bool:
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         address = address.ipv4_mapped
     return address is not None and address.is_loopback
+
+
+def open_to_all(bound: str, remedies: Sequence[str]) -> str | None:
+    """Return what the log says of a server that asks nobody for a key or a certificate.
+
+    None where only this machine reaches it. `remedies` are what the operator can do.
+    """
+    if is_loopback(bound):
+        return None
+    return (
+        f"whoever reaches {bound} can use this server, which asks for no key and no certificate: "
+        f"{', '.join(remedies[:-1])}, or {remedies[-1]}"
+    )
 
 
 def host_name(value: str) -> str | None:

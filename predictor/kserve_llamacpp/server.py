@@ -24,7 +24,7 @@ from http_edge.bytes_in_flight import ByteBudget
 from http_edge.connection import protocol
 from http_edge.connections import Connections
 from http_edge.head_rules import HeadRules
-from http_edge.hosts import HostRules
+from http_edge.hosts import HostRules, open_to_all
 from kserve_llamacpp import __version__
 from kserve_llamacpp.api.errors import add_error_handlers
 from kserve_llamacpp.api.inference_service import InferenceService
@@ -42,6 +42,11 @@ from kserve_llamacpp.served_model import ServedModel
 from openai_protocol.errors import ErrorCode, Unavailable
 
 _CLOSE_SECONDS = 5.0  # from the end of the grace period to the end of the last connection
+
+_AGAINST_OTHERS = (
+    "bind it to loopback (--http_host 127.0.0.1)",
+    "see to it that a NetworkPolicy or a gateway keeps others away",
+)
 
 
 class LlamaCppServer(ModelServer):  # type: ignore[misc]  # kserve has no types
@@ -118,6 +123,8 @@ class LlamaCppServer(ModelServer):  # type: ignore[misc]  # kserve has no types
         rest._server.capture_signals = contextlib.nullcontext  # we own the signals
         host, port = self._sock.getsockname()[:2]
         self._log.info("http_listening", host=host, port=port)
+        if (reason := open_to_all(self._config.http_host, _AGAINST_OTHERS)) is not None:
+            self._log.warning("open_to_all", reason=reason)
         await rest._server.serve(sockets=[self._sock])
 
     async def _start_grpc(self) -> None:

@@ -20,6 +20,7 @@ import structlog
 from http_edge import cgroup
 from http_edge.bytes_in_flight import ByteBudget
 from http_edge.connections import Connections
+from http_edge.hosts import open_to_all
 from openai_protocol.errors import ErrorCode, Unavailable
 from openai_proxy import app, error_forms, logging, server, stdin
 from openai_proxy.access_log import AccessLog
@@ -47,6 +48,11 @@ log = structlog.get_logger("openai_proxy")
 LAST_EVENTS_SECONDS = 3.0
 # Before other settings hold: for what they name to show what it has
 FIRST_LOOK_SECONDS = 2.0
+_AGAINST_OTHERS = (
+    "bind it to loopback (--host 127.0.0.1)",
+    "ask for certificates (--tls-client-ca-file)",
+    "see to it that a network policy or a gateway keeps others away",
+)
 
 
 class Lifecycle:
@@ -100,6 +106,7 @@ class Lifecycle:
         grace_seconds = self._settings.grace_seconds + LAST_EVENTS_SECONDS
         web = server.build(self._current, grace_seconds, self._connections, self._settings.tls)
         log.info("listening", host=self._settings.host, port=self._port)
+        self._warn_if_open()
         serving = asyncio.create_task(web.serve(sockets=[self._listener]))
         parts = [serving, asyncio.create_task(self._serve())]
         supervisor = self._start_backend()
@@ -126,6 +133,12 @@ class Lifecycle:
             self._tracing.close()
         log.info("stopped")
         return exit_code or 0
+
+    def _warn_if_open(self) -> None:
+        if self._settings.tls_client_ca_file is None:
+            reason = open_to_all(self._settings.host, _AGAINST_OTHERS)
+            if reason is not None:
+                log.warning("open_to_all", reason=reason)
 
     def _on_signal(self, number: int) -> None:
         if self._stop.is_set():

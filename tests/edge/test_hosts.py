@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from http_edge.hosts import HostRules, checked_host, host_name, is_loopback, is_same
+from http_edge.hosts import HostRules, checked_host, host_name, is_loopback, is_same, open_to_all
 
 
 @pytest.mark.parametrize("bound", ["127.0.0.1", "localhost", "::1", "127.0.0.53"])
@@ -72,6 +72,16 @@ def test_hosts_in_one_form() -> None:
 def test_no_names(value: str) -> None:
     """A Host that is no name and port has no name."""
     assert host_name(value) is None
+
+
+def test_open_to_others() -> None:
+    """A server that others reach, and that asks them for nothing, says so and what can be done."""
+    assert open_to_all("127.0.0.1", ["a", "b"]) is None
+    assert open_to_all("localhost", ["a"]) is None
+    told = open_to_all("0.0.0.0", ["bind it to 127.0.0.1", "ask for keys"])  # noqa: S104
+    assert told is not None
+    assert told.endswith("bind it to 127.0.0.1, or ask for keys")
+    assert "\n" not in told
 
 
 def test_the_same_host() -> None:

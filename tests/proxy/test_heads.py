@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from openai_proxy.config import ConfigError, load
 from tests.proxy import harness
+from tests.proxy.certificates import Authority
 from tests.proxy.harness import CHAT, MESSAGES, Proxy, StandIn
+from tests.proxy.log_lines import logged
 
 URL = {"upstream_url": "http://127.0.0.1:8080"}
 BODY = json.dumps({"model": "tiny", "messages": MESSAGES}).encode()
@@ -143,6 +146,30 @@ async def test_paths(upstream: StandIn, path: str, status: int, code: str | None
         answered, body = await get(it.port, path)
     assert answered == status, body
     assert code is None or body["error"]["code"] == code
+
+
+async def test_open_to_all(upstream: StandIn, tmp_path: Path) -> None:
+    """Where others reach it and need no certificate, the start says so in one line, else not."""
+    authority = Authority()
+    cert_file, key_file = authority.issue("localhost").write(tmp_path)
+    ca_file = authority.write(tmp_path)
+    tls = {"tls_cert_file": cert_file, "tls_key_file": key_file}
+    anywhere = {"upstream_url": upstream.url, "host": "0.0.0.0"}  # noqa: S104
+    cases: list[tuple[dict[str, Any], int]] = [
+        ({"upstream_url": upstream.url}, 0),
+        (anywhere, 1),
+        (anywhere | tls, 1),
+        (anywhere | tls | {"tls_client_ca_file": ca_file}, 0),
+    ]
+    for settings, num_lines in cases:
+        with logged(log_level="warning") as lines:
+            async with harness.proxy(**settings):
+                found = lines.events("open_to_all")
+        assert len(found) == num_lines, settings
+        for line in found:
+            assert line["level"] == "warning"
+            assert "--host" in line["reason"]
+            assert "--tls-client-ca-file" in line["reason"]
 
 
 @pytest.mark.parametrize("hosts", ["http://a.example", "a.example:80", ["a b"]])
