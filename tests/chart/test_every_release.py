@@ -90,7 +90,11 @@ def test_services_find_pods(release: helm.Rendered) -> None:
         entry["spec"]["template"]["metadata"]["labels"] for entry in release.all("Deployment")
     ]
     labels += [
-        {"app": f"isvc.{entry['metadata']['name']}-predictor"}
+        {
+            "app": f"isvc.{entry['metadata']['name']}-predictor",
+            "serving.kserve.io/inferenceservice": entry["metadata"]["name"],
+            "component": "predictor",
+        }
         for entry in release.all("InferenceService")
     ]
     selectors = [entry["spec"]["selector"] for entry in release.all("Service")]

@@ -57,7 +57,7 @@ def pod(release: Rendered) -> dict[str, Any]:
             },
         ),
         (PLAIN, {"Deployment", "Service", "PodDisruptionBudget", "NetworkPolicy"}),
-        (KNATIVE, {"InferenceService", "ServingRuntime"}),
+        (KNATIVE, {"InferenceService", "ServingRuntime", "NetworkPolicy"}),
     ],
     ids=["Standard", "Deployment", "Knative"],
 )
@@ -256,6 +256,41 @@ def test_monitor_counts_each_pod_once() -> None:
     selector = monitor["spec"]["selector"]["matchLabels"]
     other = release.one("Service", "smollm2")["metadata"]["labels"]
     assert not selector.items() <= other.items()
+
+
+@pytest.mark.parametrize(
+    ("values", "label"),
+    [
+        (ON_KSERVE, "networking.kserve.io/visibility"),
+        (KNATIVE, "networking.knative.dev/visibility"),
+    ],
+    ids=["Standard", "Knative"],
+)
+def test_reached_from_inside_alone(values: dict[str, Any], label: str) -> None:
+    """Neither KServe nor Knative makes a public URL for the predictor, unless it is asked for."""
+    closed = model(**values).one("InferenceService", "smollm2")["metadata"]["labels"]
+    opened = model(**values, clusterLocal=False).one("InferenceService", "smollm2")
+
+    assert closed[label] == "cluster-local"
+    assert not [name for name in opened["metadata"]["labels"] if name.endswith("/visibility")]
+
+
+def test_policy_in_knative_mode() -> None:
+    """Requests come through the queue-proxy, from Knative's own namespaces alone."""
+    spec = model(**KNATIVE).one("NetworkPolicy", "smollm2")["spec"]
+
+    assert spec["podSelector"]["matchLabels"] == {
+        "serving.kserve.io/inferenceservice": "smollm2",
+        "component": "predictor",
+    }
+    own, knative = spec["ingress"]
+    assert [port["port"] for port in own["ports"]] == [8080]
+    assert [port["port"] for port in knative["ports"]] == [8012, 8013, 8112, 9090]
+    names = [
+        peer["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"]
+        for peer in knative["from"]
+    ]
+    assert names == ["knative-serving", "kourier-system"]
 
 
 def test_policy() -> None:

@@ -50,6 +50,39 @@ def build(folder: Path) -> list[dict[str, Any]]:
     return [found for found in yaml.safe_load_all(done.stdout) if found is not None]
 
 
+SERVED = [folder for folder in WHOLE if folder.is_relative_to(ROOT / "manifests")]
+
+
+@pytest.mark.parametrize("folder", SERVED, ids=lambda folder: str(folder.relative_to(ROOT)))
+def test_predictor_is_reached_from_inside(folder: Path) -> None:
+    """An InferenceService has no public URL, and a NetworkPolicy that selects its pods."""
+    objects = build(folder)
+    policies = [found for found in objects if found["kind"] == "NetworkPolicy"]
+    for service in objects:
+        if service["kind"] != "InferenceService" or "storageUri" not in str(service):
+            continue
+        name = service["metadata"]["name"]
+        mode = service["metadata"]["annotations"]["serving.kserve.io/deploymentMode"]
+        visibility = {"Standard": "networking.kserve.io", "Knative": "networking.knative.dev"}[mode]
+        labels = {
+            "app": f"isvc.{name}-predictor",
+            "serving.kserve.io/inferenceservice": name,
+            "component": "predictor",
+        }
+        if mode == "Knative":
+            del labels["app"]  # there it is the revision's name
+        (policy,) = (
+            found["spec"]
+            for found in policies
+            if found["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
+        )
+        ports = {port["port"] for rule in policy["ingress"] for port in rule["ports"]}
+
+        assert service["metadata"]["labels"] == {f"{visibility}/visibility": "cluster-local"}
+        assert all(rule["from"] for rule in policy["ingress"])
+        assert ports >= ({8080, 8012, 8013, 8112, 9090} if mode == "Knative" else {8080})
+
+
 def test_images_by_digest(tmp_path: Path) -> None:
     """An overlay names all images by digest, in Deployments and in KServe's objects alike."""
     digest = f"sha256:{'a1' * 32}"

@@ -63,7 +63,10 @@ Where the proxy's requests go; empty where there is no model.
 Labels by which a model's pods are found: list $ NAME MODEL. KServe's pods have its own.
 */}}
 {{- define "kserve-llamacpp.model.selectorLabels" -}}
-{{- if (index . 2).isKServe -}}
+{{- if (index . 2).isKnative -}}
+serving.kserve.io/inferenceservice: {{ index . 1 }}
+component: predictor
+{{- else if (index . 2).isKServe -}}
 app: isvc.{{ index . 1 }}-predictor
 {{- else -}}
 {{- include "kserve-llamacpp.selectorLabels" (list (index . 0) "predictor" (index . 1)) -}}
