@@ -1,0 +1,1 @@
+"""Chats rendered by a stranger's template, in a process that can be killed."""
