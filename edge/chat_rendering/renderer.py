@@ -66,6 +66,11 @@ class Renderer:
         """Whether small chats are rendered in this process."""
         return self._inline is not None
 
+    @property
+    def has_date(self) -> bool:
+        """Whether a chat's prompt may depend on the day."""
+        return "strftime_now" in self._template.source
+
     async def load(self) -> None:
         """Compile the template; raises TemplateInvalid."""
         template = self._template

@@ -61,7 +61,7 @@ class LlamaCppModel(Model):  # type: ignore[misc]  # kserve has no types
             for at, request in enumerate(requests):
                 tenant = tenant_of(headers, request.user)
                 with place_named(f"instances[{at}]"):
-                    generations += self._submit(request, request_id, tenant)
+                    generations += await self._submit(request, request_id, tenant)
             predictions = await asyncio.gather(
                 *(_predict(generation, at) for at, generation in enumerate(generations))
             )
@@ -69,9 +69,9 @@ class LlamaCppModel(Model):  # type: ignore[misc]  # kserve has no types
             self.served.cancel(generations)
         return {"predictions": predictions}
 
-    def _submit(self, request: Asked, request_id: str, tenant: Tenant) -> list[Generation]:
+    async def _submit(self, request: Asked, request_id: str, tenant: Tenant) -> list[Generation]:
         if isinstance(request, ChatCompletionRequest):
-            return self.served.chat(request, request_id, tenant)
+            return await self.served.chat(request, request_id, tenant)
         return self.served.complete(request, request_id, tenant)
 
 

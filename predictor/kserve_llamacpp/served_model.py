@@ -27,9 +27,9 @@ from kserve_llamacpp.errors import (
 )
 from kserve_llamacpp.logging import resolve_format
 from kserve_llamacpp.metrics import EngineMetrics
+from kserve_llamacpp.model_template import ModelTemplate
 from kserve_llamacpp.resume import Resumable
 from kserve_llamacpp.tenant import NO_TENANT, Tenant, of_tenant
-from openai_protocol.chat_template import ChatTemplate
 from openai_protocol.errors import InvalidRequest, Unavailable
 from openai_protocol.requests import (
     ChatCompletionRequest,
@@ -53,7 +53,7 @@ class ServedModel:
         self.limits = config.request_limits
         self._config = config
         self._log = structlog.get_logger("model")
-        self._template: ChatTemplate | None = None
+        self._template = ModelTemplate(self.name, config.chat_template)
         self._why_lost = ""
         self._metrics = EngineMetrics(
             self.name, lambda: self.engine.num_waiting, lambda: self.engine.num_running
@@ -113,9 +113,10 @@ class ServedModel:
 
     async def stop(self) -> None:
         """End the engine; requests that still run fail."""
+        await self._template.stop()
         await self.engine.stop()
 
-    def chat(
+    async def chat(
         self,
         body: ChatCompletionRequest,
         request_id: str,
@@ -124,7 +125,7 @@ class ServedModel:
     ) -> list[Generation]:
         """Submit a chat, one generation a choice; raises as `complete` does."""
         self._check_count(body.num_generated_choices, "n")
-        requests = chat_requests(body, self._template, self.facts, request_id)
+        requests = await chat_requests(body, self._template.render, self.facts, request_id)
         return self._submit(requests, body, tenant, resumable)
 
     def complete(
@@ -180,7 +181,7 @@ class ServedModel:
         if state is EngineState.READY and self.engine.facts is not None:
             facts = self.engine.facts
             self._metrics.model_loaded(facts)
-            self._template = self._make_template(facts)
+            self._template.take(facts)
             self._log.info(
                 "model_ready",
                 model=self.name,
@@ -216,17 +217,6 @@ class ServedModel:
         """Log it; liveness fails, and the server ends."""
         self._why_lost = why
         self._log.critical("engine_lost", model=self.name, error=why)
-
-    def _make_template(self, facts: ModelFacts) -> ChatTemplate | None:
-        source = self._config.chat_template or facts.chat_template
-        if source is None:
-            self._log.warning("chat_template_missing", model=self.name)
-            return None
-        try:
-            return ChatTemplate(source, facts.bos_token, facts.eos_token)
-        except ValueError as error:
-            self._log.error("chat_template_invalid", model=self.name, error=str(error))
-            return None
 
 
 def worker_options(config: Config) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import chat_rendering
 import http_edge
 import kserve_llamacpp
 import openai_protocol
@@ -18,6 +19,7 @@ import openai_protocol
 _PREDICTOR = Path(kserve_llamacpp.__file__).parent
 _PROTOCOL = Path(openai_protocol.__file__).parent
 _EDGE = Path(http_edge.__file__).parent
+_RENDERING = Path(chat_rendering.__file__).parent
 _PROXY = _PROTOCOL.parents[1] / "proxy" / "openai_proxy"
 # They compute over their arguments: no clock, no chance, no I/O of their own.
 _PURE = (
@@ -98,6 +100,10 @@ def test_only_metrics_knows_prometheus() -> None:
         (_PROTOCOL, "kserve_llamacpp"),
         (_PROTOCOL, "openai_proxy"),
         (_PROTOCOL, "http_edge"),
+        (_PROTOCOL, "chat_rendering"),
+        (_RENDERING, "kserve_llamacpp"),
+        (_RENDERING, "openai_proxy"),
+        (_RENDERING, "http_edge"),
         (_EDGE, "kserve_llamacpp"),
         (_EDGE, "openai_proxy"),
         (_EDGE, "kserve"),
@@ -136,6 +142,20 @@ def test_the_server_loads_no_llama_cpp() -> None:
         text=True,
         timeout=60,
         check=True,
+    )
+
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_renderers_process_is_small() -> None:
+    """It imports Jinja, and neither pydantic nor anything of a server."""
+    program = (
+        "import sys, chat_rendering.child\n"
+        "heavy = {'pydantic', 'pydantic_core', 'asyncio', 'structlog', 'uvicorn', 'fastapi'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
     )
 
     assert done.stdout.strip() == "[]"

@@ -66,7 +66,7 @@ class _Routes:
         tenant = tenant_of(request.headers, body.user)
         resumable = resumable_of(request.headers, body)
         shape = ChatShape(model.name, model.facts.fingerprint, body.num_top_logprobs)
-        generations = model.chat(body, request.headers["x-request-id"], tenant, resumable)
+        generations = await model.chat(body, request.headers["x-request-id"], tenant, resumable)
         return await Answer(request.scope, model, body, generations, shape, resumable).response()
 
     async def complete(self, request: Request) -> Response:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import msgspec
 
 from kserve_llamacpp.engine.frames import ModelFacts, SamplingParams
 from kserve_llamacpp.engine.generation import Request
-from openai_protocol.chat_template import ChatTemplate
 from openai_protocol.errors import ErrorCode, InvalidRequest
-from openai_protocol.requests import ChatCompletionRequest, CompletionRequest, GenerationRequest
+from openai_protocol.requests import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    GenerationRequest,
+    Message,
+)
 
 # Small and quantised models have a long tail of nonsense; llama.cpp's own server cuts it off, too.
 DEFAULT_MIN_P = 0.05
@@ -22,6 +27,7 @@ MAX_ECHOED_CHARACTERS = 8 * 1024 * 1024
 
 _MAX_TOKEN_DIGITS = 10
 
+Render = Callable[[list[Message]], Awaitable[str]]
 Number = TypeVar("Number", int, float)
 
 # OpenAI's parameters that change nothing here when they have these values
@@ -48,23 +54,20 @@ _WITHOUT_EFFECT = frozenset(
 )
 
 
-def chat_requests(
-    body: ChatCompletionRequest, template: ChatTemplate | None, facts: ModelFacts, request_id: str
+async def chat_requests(
+    body: ChatCompletionRequest, render: Render, facts: ModelFacts, request_id: str
 ) -> list[Request]:
-    """Return what the engine is asked for each choice of a chat; raises InvalidRequest."""
+    """Return what the engine is asked for each choice of a chat; raises ApiError.
+
+    `render` is the model's chat template. It comes last, for it may cost much.
+    """
     refuse_unsupported(body)
     if body.top_logprobs and not body.logprobs:
         raise _conflict("top_logprobs", "it needs 'logprobs': true")
-    if template is None:
-        raise InvalidRequest(
-            "This model has no chat template; use /v1/completions.",
-            param="messages",
-            code=ErrorCode.NO_CHAT_TEMPLATE,
-        )
-    prompt = template.render(body.messages)
+    request = _request(body, facts, request_id, "messages")
+    prompt = await render(body.messages)
     # most templates write the first token themselves; the tokenizer would add a second one
     has_bos = bool(facts.bos_token) and prompt.startswith(facts.bos_token)
-    request = _request(body, facts, request_id, "messages")
     return _choices(dataclasses.replace(request, prompt=prompt, add_special=not has_bos), body)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -13,17 +14,19 @@ from kserve_llamacpp.engine.frames import ModelFacts, SamplingParams
 from kserve_llamacpp.engine.generation import Request
 from openai_protocol.chat_template import ChatTemplate
 from openai_protocol.errors import InvalidRequest
-from openai_protocol.requests import ChatCompletionRequest, CompletionRequest
+from openai_protocol.requests import ChatCompletionRequest, CompletionRequest, Message
 from tests.predictor.fake_process import FACTS
 
 _PLAIN = ChatTemplate("{{ messages[0].content }}", "<s>", "</s>")
 
 
-def _chat(
-    template: ChatTemplate | None = _PLAIN, facts: ModelFacts = FACTS, **fields: Any
-) -> Request:
+def _chat(template: ChatTemplate = _PLAIN, facts: ModelFacts = FACTS, **fields: Any) -> Request:
     body = ChatCompletionRequest(messages=[{"role": "user", "content": "hi"}], **fields)
-    (request, *_) = chat_requests(body, template, facts, "req-1")
+
+    async def render(messages: list[Message]) -> str:
+        return template.render(messages)
+
+    (request, *_) = asyncio.run(chat_requests(body, render, facts, "req-1"))
     return request
 
 
@@ -68,13 +71,17 @@ def test_the_first_token_is_never_doubled(source: str, bos_token: str, add_speci
     assert _chat(ChatTemplate(source, bos_token, "</s>"), facts).add_special is add_special
 
 
-def test_a_model_without_a_template_has_no_chat() -> None:
-    """Without a chat template a chat is refused, and told what to use instead."""
-    with pytest.raises(InvalidRequest) as caught:
-        _chat(template=None)
+def test_what_is_refused_is_not_rendered() -> None:
+    """The checks that cost nothing come before the template, which may cost much."""
+    body = ChatCompletionRequest(messages=[{"role": "user", "content": "hi"}], min_tokens=9)
+    body.max_tokens = 1
 
-    assert (caught.value.code, caught.value.param) == ("no_chat_template", "messages")
-    assert "/v1/completions" in caught.value.message
+    async def render(_: list[Message]) -> str:
+        raise AssertionError("it is rendered")
+
+    with pytest.raises(InvalidRequest) as caught:
+        asyncio.run(chat_requests(body, render, FACTS, "req-1"))
+    assert caught.value.param == "min_tokens"
 
 
 @pytest.mark.parametrize(
