@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench import servers
+from bench import against, servers
 from bench.command_line import add_commands, add_sizes, carry_out, sizes_of
 from bench.engine_rate import BatchedBench
 from bench.prompts import Prompts
@@ -33,7 +33,7 @@ _FLAGS: dict[str, Any] = {"action": "append", "default": [], "metavar": "FLAG"}
 
 def main() -> int:
     """Do what the command line says; return the exit status, 1 when requests failed."""
-    return carry_out(_parse(), _run, _show, _plot)
+    return carry_out(_parse(), _run, _show, _plot, against.run)
 
 
 def _show(results: Results) -> None:
@@ -120,7 +120,7 @@ def _with_and_without(given: list[str]) -> list[tuple[str, ...]]:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    _add_run(add_commands(parser, "scenario"))
+    _add_run(add_commands(parser, "scenario", against.add_against, against.add_predictor))
     return _checked(parser, parser.parse_args())
 
 

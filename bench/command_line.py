@@ -28,11 +28,14 @@ def carry_out(
     run: Callable[[argparse.Namespace], int],
     show: Callable[[Results], None],
     plot: Callable[[Results, Path], Sequence[Path]],
+    against: Callable[[argparse.Namespace], int],
 ) -> int:
     """Do what the command line says; return the exit status, 1 after a failure told in a line."""
     # the servers end with us, and what was measured is shown
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
+        if args.command == "against":
+            return against(args)
         if args.command == "run":
             return run(args)
         results = merged([read_results(path) for path in args.results])
@@ -46,13 +49,24 @@ def carry_out(
     return 0
 
 
-def add_commands(parser: argparse.ArgumentParser, unit: str) -> argparse.ArgumentParser:
-    """Add `run`, whose parser is returned, and `table` and `plot` of earlier runs.
+def add_commands(
+    parser: argparse.ArgumentParser,
+    unit: str,
+    *add_against: Callable[[argparse.ArgumentParser], None],
+) -> argparse.ArgumentParser:
+    """Add `run`, whose parser is returned, `against`, and `table` and `plot` of earlier runs.
 
-    `unit` is what is plotted in a file of its own.
+    `unit` is what is plotted in a file of its own; `add_against` add the flags of `against`.
     """
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="Measure, and print the tables.")
+    against = commands.add_parser(
+        "against",
+        help="Measure this commit beside an older one, and print the ratios.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    for add in add_against:
+        add(against)
     table = commands.add_parser("table", help="Print the tables of a run again.")
     plot = commands.add_parser("plot", help=f"Plot a run: a PNG for each {unit}.")
     for command in (table, plot):

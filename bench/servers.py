@@ -81,8 +81,10 @@ class Target:
 
 
 @contextlib.contextmanager
-def ours(setup: Setup, name: str = OURS) -> Iterator[Target]:
-    """Run our predictor."""
+def ours(
+    setup: Setup, name: str = OURS, environment: Mapping[str, str] | None = None
+) -> Iterator[Target]:
+    """Run our predictor, with these variables besides its environment's."""
     port = _free_port()
     command = [
         *(sys.executable, "-m", "kserve_llamacpp", f"--model_dir={setup.model_path}"),
@@ -91,7 +93,8 @@ def ours(setup: Setup, name: str = OURS) -> Iterator[Target]:
         *(f"--n_ctx={setup.n_ctx}", f"--max_sequences={setup.num_slots}"),
         *setup.engine_flags,
     ]
-    with _running(name, command, f"http://127.0.0.1:{port}/v1/models/{MODEL_NAME}") as pid:
+    url = f"http://127.0.0.1:{port}/v1/models/{MODEL_NAME}"
+    with _running(name, command, url, environment) as pid:
         yield Target(name, f"http://127.0.0.1:{port}/v1", pid=pid)
 
 

@@ -16,9 +16,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.against import add_against
 from bench.command_line import add_commands, add_sizes, carry_out, sizes_of
 from bench.plots import write_plots
-from bench.proxy import haproxy, litellm_environment, peers
+from bench.proxy import against, haproxy, litellm_environment, peers
 from bench.proxy.children import Processors, check_limit_of_files
 from bench.proxy.compiled import Wire, compile_wire
 from bench.proxy.goals import goals_table
@@ -39,7 +40,7 @@ _QUICK_PEERS = ("bare",)
 
 def main() -> int:
     """Do what the command line says; return the exit status, 1 when requests of ours failed."""
-    return carry_out(_parse(), _run, _show, _plot)
+    return carry_out(_parse(), _run, _show, _plot, against.run)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -133,7 +134,7 @@ def _plot(results: Results, folder: Path) -> list[Path]:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.proxy", description=__doc__)
-    _add_run(add_commands(parser, "load"))
+    _add_run(add_commands(parser, "load", add_against, against.add_proxy))
     args = parser.parse_args()
     for name in getattr(args, "scenario", ()):
         if name not in LAYOUTS:

@@ -13,10 +13,10 @@ from tests.attack.wire import Answer, ask
 
 NORMAL = {"model": "smollm2", "prompt": "One", "max_tokens": 1}
 TENANT = ("X-Tenant", "canary")
-# How long the others may wait while a server is attacked; beside other workers' tests everybody
-# waits for a core now and then.
+# How long the others may wait while a server is attacked. ATTACK_SECONDS gives a busy machine more;
+# beside other workers' tests everybody waits for a core now and then.
 _IS_ALONE = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) == 1
-MOST_SECONDS = 2.0 if _IS_ALONE else 6.0
+MOST_SECONDS = float(os.environ.get("ATTACK_SECONDS", "2" if _IS_ALONE else "6"))
 _EVERY_SECONDS = 0.15
 _PATIENCE_SECONDS = 90.0
 
@@ -32,7 +32,8 @@ class Canary:
         self._body = {**NORMAL, "model": model}
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
-        self.longest = 0.0
+        self.longest = self.longest_at = 0.0
+        self._began = time.monotonic()
         self.statuses: dict[int, int] = {}
 
     def __enter__(self) -> Canary:
@@ -54,7 +55,10 @@ class Canary:
 
     def check(self) -> None:
         """Fail unless all was answered, with 200 and in time."""
-        said = f"longest {self.longest:.2f} s of {self._most_seconds:g}, statuses {self.statuses}"
+        said = (
+            f"longest {self.longest:.2f} s of {self._most_seconds:g}, asked after "
+            f"{self.longest_at:.1f} s; statuses {self.statuses}; load {os.getloadavg()[0]:.1f}"
+        )
         print(f"canary: {said}")
         assert set(self.statuses) == {200}, said
         assert self.longest <= self._most_seconds, said
@@ -68,7 +72,8 @@ class Canary:
         answer = normal(self._url, self._body)
         seconds = time.monotonic() - began
         self.statuses[answer.status] = self.statuses.get(answer.status, 0) + 1
-        self.longest = max(self.longest, seconds)
+        if seconds > self.longest:
+            self.longest, self.longest_at = seconds, began - self._began
 
 
 def normal(

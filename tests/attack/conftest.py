@@ -40,7 +40,7 @@ class Shared:
 @pytest.fixture(scope="session")
 def _pair(model_path: Path) -> Iterator[Shared]:
     def start(stack: contextlib.ExitStack) -> Target:
-        behind = stack.enter_context(servers.predictor(model_path))
+        behind = stack.enter_context(servers.predictor(model_path, has_grpc=True))
         return stack.enter_context(servers.proxy(f"--upstream-url={behind.url}", behind=behind))
 
     shared = Shared(start)

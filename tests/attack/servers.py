@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.attack.memory import MIB, MemoryGroup, family, make_group
+import psutil
+
+from tests.attack.memory import MIB, MemoryGroup, make_group
 from tests.attack.wire import Answer, ask
 from tests.processes import NUM_THREADS, Server, descendants
 
@@ -31,6 +33,7 @@ class Target:
     server: Server
     group: MemoryGroup | None
     predictor: Target | None = None  # behind it, where it is a proxy
+    grpc_port: int | None = None
 
     def ask(self, method: str, path: str, body: Any = None, **more: Any) -> Answer:
         """Send one request."""
@@ -42,8 +45,8 @@ class Target:
 
     @property
     def pids(self) -> list[int]:
-        """The processes of it that serve."""
-        return sorted(family(self.server.pid))
+        """The server's own process, and the engines below it."""
+        return [self.server.pid, *self._engines()]
 
     @property
     def num_deaths(self) -> int:
@@ -53,8 +56,16 @@ class Target:
 
     def engine_pid(self) -> int:
         """Return the process id of the engine."""
-        (pid,) = (p.pid for p in descendants(self.server.pid) if _WORKER in p.cmdline())
+        (pid,) = self._engines()
         return pid
+
+    def _engines(self) -> list[int]:
+        found = []
+        for process in descendants(self.server.pid):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if _WORKER in process.cmdline():
+                    found.append(process.pid)
+        return found
 
     def tracebacks(self) -> list[str]:
         """Return what the log has of exceptions that nobody caught."""
@@ -83,21 +94,24 @@ def predictor(
     max_bytes: int | None = PREDICTOR_BYTES,
     env: Mapping[str, str] | None = None,
     is_ready: bool = True,
-    names_grpc: bool = True,
+    has_grpc: bool | None = False,
 ) -> Iterator[Target]:
-    """Run a predictor with a model; with `names_grpc` false no flag speaks of gRPC."""
+    """Run a predictor with a model; with `has_grpc` None no flag speaks of gRPC."""
+    grpc_port = free_port() if has_grpc else None
+    grpc = () if has_grpc is None else (f"--enable_grpc={str(has_grpc).lower()}",)
     command = [
         *(sys.executable, "-m", "kserve_llamacpp", "--model_name=smollm2"),
         *(f"--model_dir={model_path}", "--http_host=127.0.0.1", "--http_port=0"),
         *("--log_format=json", "--drain_delay_seconds=0", f"--n_threads={NUM_THREADS}"),
-        *(("--enable_grpc=false",) if names_grpc else ()),
+        *grpc,
+        *((f"--grpc_port={grpc_port}",) if grpc_port else ()),
         *flags,
     ]
     with started(command, max_bytes, env) as (server, group):
         port = server.wait_for("http_listening")["port"]
         if is_ready:
             server.wait_for("model_ready")
-        yield Target("predictor", f"http://127.0.0.1:{port}", server, group)
+        yield Target("predictor", f"http://127.0.0.1:{port}", server, group, grpc_port=grpc_port)
 
 
 @contextlib.contextmanager

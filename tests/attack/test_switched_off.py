@@ -47,7 +47,7 @@ def test_only_what_is_documented_is_served(shared_predictor: Target, path: str) 
 
 def _predictor(model: Path, *flags: str) -> AbstractContextManager[Target]:
     """Run a predictor with a tiny model, which is told nothing of gRPC but by `flags`."""
-    return servers.predictor(model, *flags, "--n_threads=1", max_bytes=None, names_grpc=False)
+    return servers.predictor(model, *flags, "--n_threads=1", max_bytes=None, has_grpc=None)
 
 
 def _listening(target: Target) -> set[tuple[str, int]]:
