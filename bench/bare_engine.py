@@ -170,8 +170,9 @@ def bare_engine(
 
 def engine_options(model_path: Path, *flags: str) -> str:
     """Return what an engine is told at its start: the server's own defaults, changed by flags."""
-    parser = argparse.ArgumentParser()
+    from kserve import model_server  # heavy, and needed here alone
+
+    parser = argparse.ArgumentParser(parents=[model_server.parser], add_help=False)
     add_flags(parser)
-    parser.set_defaults(model_name="bare", http_port=0, workers=1)  # KServe's flags
     given = [f"--model_dir={model_path}", "--log_level=error", *flags]
     return worker_options(read_config(parser.parse_args(given)))
