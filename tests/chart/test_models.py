@@ -152,6 +152,37 @@ def test_service_on_the_pods(values: dict[str, Any]) -> None:
     assert (port["port"], port["targetPort"]) == (8080, 8080)
 
 
+@pytest.mark.parametrize("values", [ON_KSERVE, PLAIN], ids=["KServe", "Deployment"])
+def test_grpc(values: dict[str, Any]) -> None:
+    """gRPC has a port of the container, of each Service, and of the policy; by default none."""
+    for is_on in (False, True):
+        release = model(**values, grpc={"enabled": is_on})
+        found = container(release)
+        services = [
+            entry["spec"]["ports"]
+            for entry in release.all("Service")
+            if entry["metadata"]["name"].startswith("smollm2")
+        ]
+        (rule,) = release.one("NetworkPolicy", "smollm2")["spec"]["ingress"]
+
+        assert ("--enable_grpc=true" in found["args"]) is is_on
+        assert ("--grpc_port=8081" in found["args"]) is is_on
+        assert (8081 in [port["containerPort"] for port in found["ports"]]) is is_on
+        assert (8081 in [port["port"] for port in rule["ports"]]) is is_on
+        grpc = [port for ports in services for port in ports if port["port"] == 8081]
+        assert [port["appProtocol"] for port in grpc] == ["kubernetes.io/h2c"] * (
+            len(services) if is_on else 0
+        )
+
+
+def test_grpc_with_another_runtime() -> None:
+    """With a runtime that exists, the flags go along; its port is the runtime's part."""
+    release = model(**ON_KSERVE, runtime={"create": False}, grpc={"enabled": True})
+
+    found = release.one("InferenceService", "smollm2")["spec"]["predictor"]["model"]
+    assert found["args"][-2:] == ["--enable_grpc=true", "--grpc_port=8081"]
+
+
 def test_replicas_on_kserve() -> None:
     """Without an autoscaler KServe runs as many replicas as are asked for."""
     found = model(**ON_KSERVE, replicas=3).one("InferenceService", "smollm2")

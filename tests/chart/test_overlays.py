@@ -83,6 +83,37 @@ def test_predictor_is_reached_from_inside(folder: Path) -> None:
         assert ports >= ({8080, 8012, 8013, 8112, 9090} if mode == "Knative" else {8080})
 
 
+def test_grpc(tmp_path: Path) -> None:
+    """The component gives gRPC its flags, and its port in runtime, Services and policies."""
+    names = ("runtime", "mistral-7b", "smollm2", "proxy")
+    place = ROOT / "manifests" / "kserve"
+    overlay = {
+        "resources": [os.path.relpath(place / name, tmp_path) for name in names],
+        "components": [os.path.relpath(place / "components" / "grpc", tmp_path)],
+    }
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(overlay), encoding="utf-8")
+
+    objects = build(tmp_path)
+    (runtime,) = (found for found in objects if found["kind"] == "ServingRuntime")
+    (container,) = runtime["spec"]["containers"]
+    assert container["args"][-2:] == ["--enable_grpc=true", "--grpc_port=8081"]
+    assert [port["containerPort"] for port in container["ports"]] == [8080, 8081]
+    opened = {
+        f"{found['kind']} {found['metadata']['name']}"
+        for found in objects
+        if found["kind"] in ("Service", "NetworkPolicy") and "port: 8081" in yaml.safe_dump(found)
+    }
+    assert opened == {
+        f"{kind} {name}"
+        for kind, name in (
+            *(("Service", f"{model}-pods") for model in ("smollm2", "mistral-7b")),
+            *(("NetworkPolicy", model) for model in ("smollm2", "mistral-7b")),
+        )
+    }
+    for found in objects:
+        assert problems(found) == [], found["metadata"]["name"]
+
+
 def test_images_by_digest(tmp_path: Path) -> None:
     """An overlay names all images by digest, in Deployments and in KServe's objects alike."""
     digest = f"sha256:{'a1' * 32}"

@@ -122,6 +122,11 @@ SENTENCES = [
     (model(**A, args=["--grace_seconds=1"]), "use graceSeconds instead"),
     (model(**A, args=["--model_name=b"]), "use the model's key instead"),
     (model(**A, args=["--http_port=9"]), "which probes and Services rely on"),
+    (model(**A, args=["--enable_grpc=true"]), "use grpc.enabled instead"),
+    (
+        model(**A, deploymentMode="Knative", grpc={"enabled": True}),
+        "models.a.grpc.enabled is not for Knative mode",
+    ),
     (
         {"fullnameOverride": "a", "models": {"a-proxy": A}},
         "models.a-proxy has the proxy's own name",

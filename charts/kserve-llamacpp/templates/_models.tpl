@@ -81,6 +81,26 @@ The flags of a model's predictor: MODEL's own come last and win.
 - --grace_seconds={{ .graceSeconds }}
 {{- end -}}
 
+{{- define "kserve-llamacpp.model.grpcArgs" -}}
+{{- if .grpc.enabled -}}
+- --enable_grpc=true
+- --grpc_port=8081
+{{- end -}}
+{{- end -}}
+
+{{/*
+gRPC's port, as a Service has it: MODEL.
+*/}}
+{{- define "kserve-llamacpp.model.grpcServicePort" -}}
+{{- if .grpc.enabled -}}
+- name: grpc
+  port: 8081
+  targetPort: 8081
+  protocol: TCP
+  appProtocol: kubernetes.io/h2c
+{{- end -}}
+{{- end -}}
+
 {{/*
 The predictor's container, less what the pod's maker adds: list $ NAME MODEL MODEL-DIRECTORY.
 */}}
@@ -93,9 +113,11 @@ args:
   - --model_name={{ $name }}
   - --model_dir={{ index . 3 }}
   - --http_port=8080
-  - --enable_grpc=false
   {{- include "kserve-llamacpp.model.drainArgs" $model | nindent 2 }}
   - --log_format=json
+  {{- with include "kserve-llamacpp.model.grpcArgs" $model }}
+  {{- . | nindent 2 }}
+  {{- end }}
   {{- with $model.args }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
@@ -107,6 +129,11 @@ ports:
   - name: http1
     containerPort: 8080
     protocol: TCP
+  {{- if $model.grpc.enabled }}
+  - name: grpc
+    containerPort: 8081
+    protocol: TCP
+  {{- end }}
 {{- /* 503 until the model answers. */}}
 startupProbe:
   httpGet:

@@ -23,6 +23,9 @@
 {{- if and $model.isKnative (not (kindIs "invalid" $model.terminationGracePeriodSeconds)) -}}
 {{- fail (printf "%s.terminationGracePeriodSeconds is not for Knative mode: set timeoutSeconds instead." $place) -}}
 {{- end -}}
+{{- if and $model.isKnative $model.grpc.enabled -}}
+{{- fail (printf "%s.grpc.enabled is not for Knative mode, in which a pod has one port: leave it out." $place) -}}
+{{- end -}}
 {{- include "kserve-llamacpp.validate.drain" (list $place $model.terminationGracePeriodSeconds $model.drainDelaySeconds $model.graceSeconds (printf "%s.drainDelaySeconds and graceSeconds" $place)) -}}
 {{- include "kserve-llamacpp.validate.args" (list $place $model.args) -}}
 {{- end -}}
@@ -179,13 +182,13 @@ What the chart decides is not decided again: list PLACE ARGS.
 */}}
 {{- define "kserve-llamacpp.validate.args" -}}
 {{- $place := index . 0 -}}
-{{- $instead := dict "--drain_delay_seconds" "drainDelaySeconds" "--grace_seconds" "graceSeconds" "--model_name" "the model's key" "--model_dir" "storageUri or volume" -}}
+{{- $instead := dict "--drain_delay_seconds" "drainDelaySeconds" "--grace_seconds" "graceSeconds" "--model_name" "the model's key" "--model_dir" "storageUri or volume" "--enable_grpc" "grpc.enabled" -}}
 {{- range index . 1 -}}
 {{- $flag := first (splitList "=" .) -}}
 {{- if hasKey $instead $flag -}}
 {{- fail (printf "%s.args has %s: use %s instead." $place $flag (get $instead $flag)) -}}
 {{- end -}}
-{{- if has $flag (list "--http_port" "--enable_grpc" "--http_host") -}}
+{{- if has $flag (list "--http_port" "--http_host" "--grpc_port") -}}
 {{- fail (printf "%s.args has %s, which probes and Services rely on: leave it out." $place $flag) -}}
 {{- end -}}
 {{- end -}}
