@@ -17,6 +17,7 @@ from kserve_llamacpp.engine.worker_options import FlashAttention, KVCacheLayout
 from kserve_llamacpp.errors import ConfigurationError, ModelFileError
 from kserve_llamacpp.limit_flags import LEAST, MOST, add_limit_flags, byte_capacity
 from kserve_llamacpp.logging import LOG_FORMATS, LOG_LEVELS
+from kserve_llamacpp.shared_prompts import NamedPrompt, read_shared_prompts
 from kserve_llamacpp.tenant import PrefixSharing
 from openai_protocol.request_limits import RequestLimits
 
@@ -49,6 +50,7 @@ class Config:
     max_waiting_tokens: int
     queue_timeout_seconds: float
     prefix_sharing: PrefixSharing
+    shared_prompts: tuple[NamedPrompt, ...]
     max_body_bytes: int
     head_timeout_seconds: float
     body_timeout_seconds: float
@@ -183,6 +185,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "key, and all that have neither; all: any, so that a tenant can find out by an answer's "
         "delay what another has asked.",
     )
+    add(
+        "--shared_prompts",
+        default=None,
+        help="A file that holds a system prompt, or a folder of such files: tenants share these "
+        "prompts' part of the cache, too.",
+    )
     add_limit_flags(add)
     add(
         "--max_engine_restarts",
@@ -281,6 +289,7 @@ def read_config(args: argparse.Namespace) -> Config:
         max_waiting_tokens=args.max_waiting_tokens,
         queue_timeout_seconds=args.queue_timeout_seconds,
         prefix_sharing=args.prefix_sharing,
+        shared_prompts=read_shared_prompts(args.shared_prompts),
         max_body_bytes=args.max_body_bytes,
         head_timeout_seconds=args.head_timeout_seconds,
         body_timeout_seconds=args.body_timeout_seconds,

@@ -35,6 +35,11 @@ class ModelTemplate:
         self._loading: asyncio.Task[Renderer | None] | None = None
         self._renderer: Renderer | None = None
 
+    @property
+    def has_date(self) -> bool:
+        """Whether what it renders hangs on the time."""
+        return self._template is not None and "strftime_now" in self._template.source
+
     def take(self, facts: ModelFacts) -> None:
         """Load a model's template, unless it is the one that there is."""
         source = self._source or facts.chat_template

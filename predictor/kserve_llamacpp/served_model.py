@@ -29,6 +29,7 @@ from kserve_llamacpp.logging import resolve_format
 from kserve_llamacpp.metrics import EngineMetrics
 from kserve_llamacpp.model_template import ModelTemplate
 from kserve_llamacpp.resume import Resumable
+from kserve_llamacpp.shared_prompts import PromptSharing
 from kserve_llamacpp.tenant import NO_TENANT, Tenant, of_tenant
 from openai_protocol.errors import InvalidRequest, Unavailable
 from openai_protocol.requests import (
@@ -69,6 +70,9 @@ class ServedModel:
             watchdog=Watchdog(config.watchdog_seconds, max_step_tokens=config.n_batch),
             observer=self,
             requests=self._metrics,
+        )
+        self._sharing = PromptSharing(
+            config.shared_prompts, self._template.render, self.engine.share_prompts
         )
 
     @property
@@ -113,6 +117,7 @@ class ServedModel:
 
     async def stop(self) -> None:
         """End the engine; requests that still run fail."""
+        await self._sharing.stop()
         await self._template.stop()
         await self.engine.stop()
 
@@ -125,6 +130,7 @@ class ServedModel:
     ) -> list[Generation]:
         """Submit a chat, one generation a choice; raises as `complete` does."""
         self._check_count(body.num_generated_choices, "n")
+        self._sharing.refresh()
         requests = await chat_requests(body, self._template.render, self.facts, request_id)
         return self._submit(requests, body, tenant, resumable)
 
@@ -182,6 +188,7 @@ class ServedModel:
             facts = self.engine.facts
             self._metrics.model_loaded(facts)
             self._template.take(facts)
+            self._sharing.engine_ready(facts.bos_token, self._template.has_date)
             self._log.info(
                 "model_ready",
                 model=self.name,

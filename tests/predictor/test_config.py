@@ -13,6 +13,7 @@ from kserve import model_server
 from kserve_llamacpp import errors
 from kserve_llamacpp.config import MAX_SEQUENCES, Config, add_flags, find_model, read_config
 from kserve_llamacpp.errors import ConfigurationError, ModelFileError, StartupError
+from kserve_llamacpp.shared_prompts import NamedPrompt
 
 
 def _gguf(path: Path, magic: bytes = b"GGUF") -> Path:
@@ -52,8 +53,10 @@ def test_every_setting_is_a_flag_of_its_name(model: Path) -> None:
     assert {field.name for field in fields(Config)} - {"model_path"} <= flags
 
 
-def test_flags_arrive(model: Path) -> None:
+def test_flags_arrive(model: Path, tmp_path: Path) -> None:
     """A flag's value is the setting's value."""
+    prompt = tmp_path / "prompt"
+    prompt.write_text("Be kind.")
     config = _read(
         model,
         *("--model_name", "mine", "--http_port", "9", "--http_host", "::1", "--n_ctx", "4096"),
@@ -68,7 +71,7 @@ def test_flags_arrive(model: Path) -> None:
             "50",
         ),
         *("--max_waiting", "0", "--max_body_bytes", "10", "--max_engine_restarts", "1"),
-        *("--prefix_sharing", "all", "--flash_attn", "on"),
+        *("--prefix_sharing", "all", "--shared_prompts", str(prompt), "--flash_attn", "on"),
         *("--head_timeout_seconds", "2", "--body_timeout_seconds", "3", "--max_connections", "5"),
         *("--write_timeout_seconds", "4", "--timeout-keep-alive", "6"),
         *("--min_bytes_per_second", "7", "--max_bytes_in_flight", "16777216"),
@@ -110,6 +113,7 @@ def test_flags_arrive(model: Path) -> None:
         max_waiting_tokens=6,
         queue_timeout_seconds=7.0,
         prefix_sharing="all",
+        shared_prompts=(NamedPrompt("prompt", "Be kind."),),
         max_body_bytes=10,
         head_timeout_seconds=2.0,
         body_timeout_seconds=3.0,

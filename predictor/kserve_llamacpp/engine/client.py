@@ -18,6 +18,8 @@ from kserve_llamacpp.engine.frames import (
     ModelFacts,
     Output,
     Rejected,
+    SharedText,
+    SharePrompts,
     Started,
     Step,
     Submit,
@@ -215,6 +217,11 @@ class EngineClient:
 
     def _retry_after_seconds(self) -> float:
         return self._rate.retry_after_seconds(self.num_waiting + 1, self._now())
+
+    def share_prompts(self, texts: list[SharedText]) -> None:
+        """Let all requests that begin alike share these beginnings, in the running engine."""
+        if self.state is EngineState.READY:
+            self._process.send(SharePrompts(texts))
 
     def cancel(self, generation: Generation) -> None:
         """Drop a request, if it still runs; its sequence is freed before the engine's next step."""

@@ -11,11 +11,15 @@ import pytest
 
 from tests.processes import Predictor
 
+SHARED_PROMPT = "You sell tickets for trains in Lower Saxony, and you never ask for names."
+
 
 @pytest.fixture(scope="session")
-def predictor(model_path: Path) -> Iterator[Predictor]:
+def predictor(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Predictor]:
     """A running predictor; whoever kills or drains one starts one of their own."""
-    with Predictor(model_path) as server:
+    prompt = tmp_path_factory.mktemp("shared") / "tickets.txt"
+    prompt.write_text(f"{SHARED_PROMPT}\n")
+    with Predictor(model_path, f"--shared_prompts={prompt}") as server:
         yield server.ready()
 
 

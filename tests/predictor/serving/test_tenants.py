@@ -9,6 +9,9 @@ from uuid import uuid4
 import httpx2
 import pytest
 
+from tests.predictor.serving.conftest import SHARED_PROMPT
+from tests.processes import Predictor
+
 pytestmark = pytest.mark.model
 
 Answer = dict[str, Any]
@@ -73,6 +76,41 @@ async def test_nobody_finds_out_what_another_tenant_has_asked(
 
     assert (right, wrong) == (0, 0)
     assert own > 20
+
+
+async def _hits(http: httpx2.AsyncClient) -> float:
+    """Return how many tokens the prefix cache had, as the operator is told."""
+    lines = (await http.get("/metrics")).text.splitlines()
+    return sum(float(li.split()[-1]) for li in lines if li.startswith("vllm:prefix_cache_hits_t"))
+
+
+@pytest.mark.parametrize("ask", [_chat, _complete])
+async def test_a_prompt_that_the_operator_has_named_is_shared(
+    predictor: Predictor, http: httpx2.AsyncClient, ask: Any
+) -> None:
+    """Tenants share a named prompt, and no more; a tenant is told of it once it has used it."""
+    predictor.wait_for("prompts_shared")
+    name = uuid4().hex
+    secret = f" My name is {name}."
+
+    def prompt(more: str) -> dict[str, Any]:
+        if ask is _complete:
+            return {"text": SHARED_PROMPT + more}
+        messages = [
+            {"role": "system", "content": SHARED_PROMPT},
+            {"role": "user", "content": more},
+        ]
+        return {"text": "", "messages": messages}
+
+    await ask(http, **prompt(secret), headers={"x-tenant": f"alice {name}"})
+    before = await _hits(http)
+    first = await ask(http, **prompt(secret), headers={"x-tenant": f"bob {name}"})
+    found = await _hits(http) - before
+    second = await ask(http, **prompt(" Hi!"), headers={"x-tenant": f"bob {name}"})
+
+    assert first == 0
+    assert 15 <= found <= 25  # the prompt, and what the template writes before it
+    assert second >= found
 
 
 async def test_a_user_is_no_tenant(http: httpx2.AsyncClient) -> None:
