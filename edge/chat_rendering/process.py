@@ -64,25 +64,29 @@ class RendererProcess:
             )
         except OSError as error:
             raise Lost(str(error)) from None
-        return await self._ask(vars(template), template.load_seconds)
+        return await self._ask(encode(vars(template)), template.load_seconds)
 
     async def render(self, messages: list[dict[str, Any]]) -> Any:
         """Return the process's answer to a chat; raises Late and Lost.
 
         The template was loaded before: a process that is gone since is started anew.
         """
+        try:
+            frame = encode(messages)
+        except ValueError:
+            return {"reason": "too_long", "text": ""}
         if self._process is None:
             await self.load()
-        return await self._ask(messages, self._template.render_seconds)
+        return await self._ask(frame, self._template.render_seconds)
 
-    async def _ask(self, value: Any, seconds: float) -> Any:
+    async def _ask(self, frame: bytes, seconds: float) -> Any:
         process = self._process
         assert process is not None
         assert process.stdin is not None
         assert process.stdout is not None
         try:
             async with asyncio.timeout(seconds):
-                process.stdin.write(encode(value))
+                process.stdin.write(frame)
                 await process.stdin.drain()
                 (length,) = LENGTH.unpack(await process.stdout.readexactly(LENGTH.size))
                 return decode(await process.stdout.readexactly(length))

@@ -31,6 +31,7 @@ INLINE_SECONDS = 0.02
 LARGE_CHARACTERS = 64 * 1024
 LARGE_MESSAGES = 128
 MAX_WAITING = 64
+MAX_SOURCE = 1024 * 1024
 
 log = structlog.get_logger("chat_rendering")
 
@@ -74,6 +75,8 @@ class Renderer:
     async def load(self) -> None:
         """Compile the template; raises TemplateInvalid."""
         template = self._template
+        if len(template.source) > MAX_SOURCE:
+            raise TemplateInvalid(f"the chat template has more than {MAX_SOURCE} characters")
         try:
             answer = await self._first.load()
         except Late:

@@ -6,7 +6,9 @@ Everything imported here is imported nowhere else at the start.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from yarl import URL
 
@@ -18,7 +20,8 @@ from openai_proxy.api.passing import PASSED, PassingEndpoint
 from openai_proxy.app import Paths, Table
 from openai_proxy.config import ConfigError, Settings
 from openai_proxy.config.upstreams import DEFAULT_UPSTREAM, UpstreamSettings
-from openai_proxy.dialects.base import CHAT, COMPLETIONS, Dialect, Render
+from openai_proxy.dialects.base import CHAT, COMPLETIONS, Dialect
+from openai_proxy.dialects.prompts import rendered_apart
 from openai_proxy.dialects.registry import make_dialect
 from openai_proxy.metrics import Metrics
 from openai_proxy.routing.access import Access
@@ -34,6 +37,11 @@ from openai_proxy.routing.token_client import form_poster
 from openai_proxy.routing.upstream import Upstream
 from openai_proxy.running import Running
 
+if TYPE_CHECKING:
+    from chat_rendering.renderer import Renderer
+
+_NOWHERE = "http://127.0.0.1:1"  # of a backend that does not run yet
+
 
 class Assembly:
     """The upstreams' clients and the endpoints that need them; close it at the end.
@@ -46,6 +54,8 @@ class Assembly:
         self._connections: list[Connections] = []
         self._to_backend: Connections | None = None
         self._backend_dialect: Dialect | None = None
+        self._backend_renderer: Renderer | None = None
+        self._renderers: dict[str, Renderer] = {}  # by the names of their upstreams
         self._lookups: list[asyncio.Task[None]] = []
         self._accesses: list[Access] = []
 
@@ -60,7 +70,12 @@ class Assembly:
             router.use(self._running_upstream(upstream), upstream.name, upstream.models)
         if settings.backend is not None:
             router.use(None)  # until it is ready
+            self._backend_renderer = self._renderer(settings.backend_upstream(_NOWHERE))
         return router
+
+    async def load_templates(self) -> None:
+        """Compile the chat templates, apart; raises ConfigError for one that cannot be used."""
+        await load(self._renderers)
 
     def model_table(self, backend_model: str | None) -> ModelTable:
         """Return what is known of models once the backend's own name for its model is."""
@@ -83,6 +98,7 @@ class Assembly:
             self._backend_dialect,
             Endpoints(url.host, url.port, None),
             dialect_name=settings.dialect,
+            render=self._backend_renderer.render if self._backend_renderer is not None else None,
         )
 
     def _running_upstream(self, settings: UpstreamSettings) -> Upstream:
@@ -100,9 +116,24 @@ class Assembly:
         access = self._access(settings, connections)
         self._accesses.append(access)
         name = settings.name if self._settings.upstreams else None
+        renderer = self._renderer(settings)
         return Upstream(
-            connections, settings.url, dialect, endpoints, access, name, settings.dialect
+            connections,
+            settings.url,
+            dialect,
+            endpoints,
+            access,
+            name,
+            settings.dialect,
+            renderer.render if renderer is not None else None,
         )
+
+    def _renderer(self, settings: UpstreamSettings) -> Renderer | None:
+        """Return what renders an upstream's chats, None where it has no template."""
+        renderer = renderer_of(settings)
+        if renderer is not None:
+            self._renderers[settings.name] = renderer
+        return renderer
 
     def _connect(self) -> Connections:
         settings = self._settings
@@ -179,6 +210,8 @@ class Assembly:
         for lookup in self._lookups:
             lookup.cancel()
         await asyncio.gather(*self._lookups, return_exceptions=True)
+        for renderer in self._renderers.values():
+            await renderer.close()
         for access in self._accesses:
             await access.close()
         for connections in self._connections:
@@ -186,11 +219,32 @@ class Assembly:
 
 
 def check(settings: Settings) -> None:
-    """Raise ConfigError for what only shows when upstreams are built."""
-    for upstream in settings.all_upstreams:
-        dialect_of(upstream)
+    """Raise ConfigError for what only shows when upstreams are built; not in an event loop."""
+    upstreams = list(settings.all_upstreams)
     if settings.backend is not None:
-        dialect_of(settings.backend_upstream("http://127.0.0.1:1"))
+        upstreams.append(settings.backend_upstream(_NOWHERE))
+    for upstream in upstreams:
+        dialect_of(upstream)
+    asyncio.run(_check_templates(upstreams))
+
+
+async def _check_templates(upstreams: list[UpstreamSettings]) -> None:
+    made = {upstream.name: renderer_of(upstream) for upstream in upstreams}
+    renderers = {name: renderer for name, renderer in made.items() if renderer is not None}
+    try:
+        await load(renderers)
+    finally:
+        for renderer in renderers.values():
+            await renderer.close()
+
+
+async def load(renderers: Mapping[str, Renderer]) -> None:
+    """Compile the templates of upstreams, by their names; raises ConfigError."""
+    for name, renderer in renderers.items():
+        try:
+            await renderer.load()
+        except ValueError as error:
+            raise ConfigError(f"upstream {name}: {error}") from None
 
 
 def model_table(settings: Settings, backend_model: str | None = None) -> ModelTable:
@@ -231,24 +285,32 @@ def model_table(settings: Settings, backend_model: str | None = None) -> ModelTa
 
 def dialect_of(settings: UpstreamSettings) -> Dialect:
     """Return an upstream's dialect; raises ConfigError."""
+    has_template = settings.chat_template is not None or settings.chat_template_file is not None
+    render = rendered_apart if has_template else None
     try:
-        return make_dialect(
-            settings.dialect, settings.options, settings.unsupported, _render(settings)
-        )
+        return make_dialect(settings.dialect, settings.options, settings.unsupported, render)
     except (ValueError, OSError) as error:
         raise ConfigError(f"upstream {settings.name}: {error}") from None
 
 
-def _render(settings: UpstreamSettings) -> Render | None:
+def renderer_of(settings: UpstreamSettings) -> Renderer | None:
+    """Return what renders an upstream's chats, None where it has no template.
+
+    Raises ConfigError for a file that cannot be read.
+    """
     source = settings.chat_template
-    if settings.chat_template_file is not None:
-        source = Path(settings.chat_template_file).read_text(encoding="utf-8")
+    try:
+        if settings.chat_template_file is not None:
+            source = Path(settings.chat_template_file).read_text(encoding="utf-8")
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"upstream {settings.name}: chat_template_file: {error}") from None
     if source is None:
         return None
-    from openai_protocol.chat_template import ChatTemplate  # not imported unless it is used
+    from chat_rendering.process import Template  # not imported unless it is used
+    from chat_rendering.renderer import Renderer
 
     source = TEMPLATES.get(source, source)
-    return ChatTemplate(source, settings.bos_token, settings.eos_token).render
+    return Renderer(Template(source, settings.bos_token, settings.eos_token))
 
 
 TEMPLATES = {

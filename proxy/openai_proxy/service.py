@@ -53,6 +53,7 @@ class Service:
         probing = await asyncio.to_thread(importlib.import_module, "openai_proxy.routing.probe")
         self.assembly = module.Assembly(self.settings)
         router = self._router = self.assembly.router()
+        await self.assembly.load_templates()
         self.use_backend(backend_url, backend_model)
         self.assembly.add_endpoints(self.paths, router, self.running, self._metrics)
         await asyncio.to_thread(importlib.import_module, "openai_proxy.api.models")

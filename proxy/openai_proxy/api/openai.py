@@ -133,7 +133,7 @@ async def ask(
 
     Raises ApiError.
     """
-    request = upstream.dialect.request(call)
+    call, request = await upstream.translate(call)
 
     async def attempt(endpoint: Endpoint) -> Result:
         with exchange.attempt(upstream.target, endpoint.host) as told:

@@ -10,6 +10,8 @@ from __future__ import annotations
 class ConfigError(Exception):
     """Settings are wrong; each problem is one line that names a setting and says how to mend it."""
 
+    exit_code = 2
+
     def __init__(self, *problems: str) -> None:
         super().__init__(problems[0])
         self.problems = problems

@@ -15,7 +15,7 @@ Headers = list[tuple[str, str]]
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 GENERATING = frozenset({CHAT, COMPLETIONS})
-# Turns messages into a prompt; raises InvalidRequest.
+# Turns messages into a prompt; raises InvalidRequest, and NotRendered where it is done apart.
 Render = Callable[[list[Message]], str]
 
 
@@ -25,7 +25,8 @@ class Call:
 
     `path` as the client sees it (`/v1/...`); `body` as it is to be sent where bytes can pass, with
     `upstream_model` in it; `asked` is the same, parsed: None for endpoints that only pass.
-    `model` goes into the answer, `upstream_model` to the upstream; `created` in Unix seconds.
+    `prompt` is the chat's, once it was rendered. `model` goes into the answer, `upstream_model` to
+    the upstream; `created` in Unix seconds.
     """
 
     path: str
@@ -36,11 +37,16 @@ class Call:
     upstream_model: str | None = None
     answer_id: str = ""
     created: int = 0
+    prompt: str | None = None
 
     @property
     def is_stream(self) -> bool:
         """Whether the client wants events."""
         return self.asked is not None and bool(self.asked.stream)
+
+
+class NotRendered(Exception):
+    """A call needs its chat's prompt: it is to be translated again, with it."""
 
 
 class UpstreamRequest(NamedTuple):
@@ -111,7 +117,10 @@ class Dialect(Protocol):
     models_path: str  # below the base URL: what is asked to see whether it is ready
 
     def request(self, call: Call) -> UpstreamRequest:
-        """Translate a call; raises InvalidRequest for what such an upstream cannot do."""
+        """Translate a call; raises InvalidRequest for what such an upstream cannot do.
+
+        Raises NotRendered for a chat without a prompt, where the upstream takes prompts alone.
+        """
 
     def answer(self, call: Call, head: AnswerHead, body: bytes) -> bytes:
         """Translate a whole successful answer; raises BadGateway where it is none."""

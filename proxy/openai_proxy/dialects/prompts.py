@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from openai_protocol.errors import ErrorCode, InvalidRequest
-from openai_protocol.requests import ChatCompletionRequest, CompletionRequest
+from openai_protocol.requests import ChatCompletionRequest, CompletionRequest, Message
 from openai_proxy.dialects.asked import asked_of
-from openai_proxy.dialects.base import Call, Render
+from openai_proxy.dialects.base import Call, NotRendered, Render
 
 # One request may ask for this many texts: `n` and several prompts multiply.
 MAX_TEXTS = 128
 # What is sent to an upstream that takes each choice as a prompt of its own.
 MAX_COPIED_BYTES = 16 * 1024 * 1024
+
+
+def rendered_apart(_: list[Message]) -> str:
+    """Stand for a template: raises NotRendered, and whoever asked renders the chat elsewhere."""
+    raise NotRendered
 
 
 def prompts_of(call: Call, render: Render | None) -> list[str | list[int]]:
@@ -19,6 +24,8 @@ def prompts_of(call: Call, render: Render | None) -> list[str | list[int]]:
     if isinstance(asked, CompletionRequest):
         return asked.prompts()
     assert isinstance(asked, ChatCompletionRequest)
+    if call.prompt is not None:
+        return [call.prompt]
     if render is None:
         raise InvalidRequest(
             "This model's server only completes text, and no chat template is configured for it: "

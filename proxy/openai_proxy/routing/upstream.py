@@ -6,7 +6,8 @@ Import it late: the client takes longer to import than all the rest of the proxy
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache
 from types import TracebackType
 
@@ -22,7 +23,15 @@ from openai_protocol.errors import (
     ErrorCode,
     overloaded,
 )
-from openai_proxy.dialects.base import AnswerHead, Dialect, Headers, UpstreamRequest
+from openai_protocol.requests import ChatCompletionRequest, Message
+from openai_proxy.dialects.base import (
+    AnswerHead,
+    Call,
+    Dialect,
+    Headers,
+    NotRendered,
+    UpstreamRequest,
+)
 from openai_proxy.dialects.openai import GENERIC, broken_stream, invalid_response
 from openai_proxy.exchange import Target
 from openai_proxy.routing.access import Access
@@ -39,6 +48,8 @@ FINISH_SECONDS = 0.2
 _KEPT_URLS = 256
 # What the HTTP client would add; leaving it out takes time, and is not needed where it is sent.
 _NOT_ADDED = ("User-Agent",)
+
+RenderApart = Callable[[list[Message]], Awaitable[str]]
 
 
 @lru_cache(256)
@@ -116,9 +127,14 @@ class Upstream:
         access: Access | None = None,
         name: str | None = None,
         dialect_name: str = "openai",
+        render: RenderApart | None = None,
     ) -> None:
-        """`name` is what logs and traces call it: by default the address of its URL."""
+        """`name` is what logs and traces call it: by default the address of its URL.
+
+        `render` makes a prompt of a chat, where the dialect needs one; it raises ApiError.
+        """
         self.dialect = dialect
+        self._render = render
         self._connections = connections
         self._endpoints = endpoints
         self._access = access or Access()
@@ -132,6 +148,16 @@ class Upstream:
         self.target = Target(
             name or self._api.authority, self._api.host or "", self._api.port, dialect_name
         )
+
+    async def translate(self, call: Call) -> tuple[Call, UpstreamRequest]:
+        """Return a call, with its prompt where it needs one, and what is sent; raises ApiError."""
+        try:
+            return call, self.dialect.request(call)
+        except NotRendered:
+            assert self._render is not None
+            assert isinstance(call.asked, ChatCompletionRequest)
+            call = dataclasses.replace(call, prompt=await self._render(call.asked.messages))
+            return call, self.dialect.request(call)
 
     async def choose(self, failed: Endpoint | None = None) -> Endpoint:
         """Return the endpoint for an attempt, if possible another than the one that failed.
