@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from dataclasses import dataclass
 
@@ -34,8 +33,6 @@ class GrpcServer:
 
     def __init__(self, settings: GrpcSettings, handler: grpc.GenericRpcHandler) -> None:
         self._settings = settings
-        # gRPC would log a line of its own with each engine that is started beside its threads.
-        os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
         self._server = grpc.aio.server(
             handlers=(handler,),
             maximum_concurrent_rpcs=MAX_CALLS,
