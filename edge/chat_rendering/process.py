@@ -9,6 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from chat_rendering.frames import LENGTH, decode, encode
+from http_edge import cgroup
+
+# A process is given a quarter of what there is: where it takes more, the kernel ends its container.
+LEAST_MEMORY_BYTES = 128 * 1024 * 1024
+_SHARE_OF_MEMORY = 4
+# What a process has once had it keeps: after a larger chat it is not used again.
+KEPT_FRAME_BYTES = 4 * 1024 * 1024
 
 COMMAND = (sys.executable, "-P", "-m", "chat_rendering.child")
 
@@ -32,6 +39,13 @@ class Template:
     render_seconds: float = 5.0
     max_characters: int = 16 * 1024 * 1024
     max_memory_bytes: int = 512 * 1024 * 1024
+
+
+def memory_limit(most: int, available: int | None) -> int:
+    """Return how many bytes a process may have where so many are available (None: unknown)."""
+    if available is None:
+        return most
+    return min(most, max(LEAST_MEMORY_BYTES, available // _SHARE_OF_MEMORY))
 
 
 class RendererProcess:
@@ -64,7 +78,9 @@ class RendererProcess:
             )
         except OSError as error:
             raise Lost(str(error)) from None
-        return await self._ask(encode(vars(template)), template.load_seconds)
+        memory = memory_limit(template.max_memory_bytes, cgroup.available_memory())
+        frame = encode(vars(template) | {"max_memory_bytes": memory})
+        return await self._ask(frame, template.load_seconds)
 
     async def render(self, messages: list[dict[str, Any]]) -> Any:
         """Return the process's answer to a chat; raises Late and Lost.
@@ -77,7 +93,10 @@ class RendererProcess:
             return {"reason": "too_long", "text": ""}
         if self._process is None:
             await self.load()
-        return await self._ask(frame, self._template.render_seconds)
+        answer = await self._ask(frame, self._template.render_seconds)
+        if len(frame) > KEPT_FRAME_BYTES:
+            await self.close()
+        return answer
 
     async def _ask(self, frame: bytes, seconds: float) -> Any:
         process = self._process

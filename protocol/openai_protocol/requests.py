@@ -5,10 +5,10 @@ Unknown fields are kept (`model_extra`): each server decides whether it refuses 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
 MAX_MESSAGES = 4096
 MAX_PROMPTS = 128
@@ -29,6 +29,20 @@ Bias = Annotated[float, Field(ge=-100, le=100)]
 TokenId = Annotated[int, Field(ge=0, lt=_INT32)]
 # fail_fast: a body of a million wrong elements would be a million errors
 Tokens = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
+
+
+def _few_biases(value: Any) -> Any:
+    """Refuse too many entries before each of them is checked, and may be an error of its own."""
+    if isinstance(value, dict) and len(value) > MAX_LOGIT_BIASES:
+        raise PydanticKnownError(
+            "too_long",
+            {
+                "field_type": "Dictionary",
+                "max_length": MAX_LOGIT_BIASES,
+                "actual_length": len(value),
+            },
+        )
+    return value
 
 
 class StreamOptions(BaseModel):
@@ -54,7 +68,7 @@ class GenerationRequest(BaseModel):
     stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] | None = None
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    logit_bias: dict[str, Bias] | None = Field(None, max_length=MAX_LOGIT_BIASES)
+    logit_bias: Annotated[dict[str, Bias] | None, BeforeValidator(_few_biases)] = None
     user: str | None = Field(None, max_length=512)
     stream: bool | None = None
     stream_options: StreamOptions | None = None

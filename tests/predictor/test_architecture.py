@@ -103,7 +103,6 @@ def test_only_metrics_knows_prometheus() -> None:
         (_PROTOCOL, "chat_rendering"),
         (_RENDERING, "kserve_llamacpp"),
         (_RENDERING, "openai_proxy"),
-        (_RENDERING, "http_edge"),
         (_EDGE, "kserve_llamacpp"),
         (_EDGE, "openai_proxy"),
         (_EDGE, "kserve"),

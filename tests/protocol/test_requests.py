@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from openai_protocol.errors import InvalidRequest
 from openai_protocol.requests import ChatCompletionRequest, CompletionRequest, GenerationRequest
+from openai_protocol.validation import parse_request
 
 
 def _chat(**fields: Any) -> ChatCompletionRequest:
@@ -110,3 +112,14 @@ def test_an_assistants_message_may_be_empty() -> None:
     body = {"messages": [{"role": "assistant", "content": None}, {"role": "tool"}]}
 
     assert [m.content for m in ChatCompletionRequest(**body).messages] == [None, None]
+
+
+def test_too_many_biases_are_refused_by_their_number() -> None:
+    """A map of 20,000 wrong entries is one error about their number, at once."""
+    biases = ",".join(f'"{n}":"x"' for n in range(20_000))
+    body = b'{"prompt":"a","logit_bias":{%s}}' % biases.encode()
+    with pytest.raises(InvalidRequest) as caught:
+        parse_request(CompletionRequest, body)
+
+    assert (caught.value.param, caught.value.code) == ("logit_bias", "array_above_max_length")
+    assert "not 20000" in caught.value.message

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from chat_rendering import renderer as rendering
-from chat_rendering.process import Late, Lost, RendererProcess, Template
+from chat_rendering.process import Late, Lost, RendererProcess, Template, memory_limit
 from chat_rendering.renderer import Renderer, TemplateInvalid
 from openai_protocol.chat_template import ChatTemplate
 from openai_protocol.errors import ApiError, RateLimited, Unavailable
@@ -156,6 +156,30 @@ async def test_a_process_that_was_killed_is_started_anew(made: Callable[..., Ren
 
     assert await renderer.render(chat("hi")) == "user: hi\n"
     assert renderer._first.pid not in (None, first)
+
+
+async def test_a_process_gives_the_memory_of_a_large_chat_back(
+    made: Callable[..., Renderer],
+) -> None:
+    """After a chat of megabytes its process ends; the next one has another."""
+    renderer = made(MACRO)
+    await renderer.load()
+
+    prompt = await renderer.render(chat("x" * (5 << 20)))
+
+    assert len(prompt) > 5 << 20
+    assert renderer._large._process.pid is None
+    assert await renderer.render(chat("x" * (1 << 20)))
+
+
+def test_a_process_gets_a_quarter_of_the_memory() -> None:
+    """In a small container it gets less than otherwise, but enough for a chat of megabytes."""
+    most = 512 << 20
+
+    assert memory_limit(most, None) == most
+    assert memory_limit(most, 16 << 30) == most
+    assert memory_limit(most, 1 << 30) == 256 << 20
+    assert memory_limit(most, 200 << 20) == 128 << 20
 
 
 class FakeProcess(RendererProcess):
