@@ -72,6 +72,17 @@ async def test_a_long_head_after_a_body_is_served() -> None:
     assert answered.count(b"HTTP/1.1 200 ") == 2
 
 
+async def test_a_long_head_after_a_request_is_refused() -> None:
+    """A head that begins amid what is read at a time is bounded, too."""
+    app = App()
+    async with serve(app) as server:
+        long = HEAD + b"x-long: " + b"a" * 150_000
+        answered = await server.talk(posted(b"b") + long, b"\r\n\r\n")
+        assert answered.count(b"HTTP/1.1 200 ") <= 1
+        await until(lambda: not len(server.connections))
+    assert app.num_begun <= 1
+
+
 async def test_trailers_are_no_headers() -> None:
     """What follows a body in chunks is not added to the request's headers."""
     app = App()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import socket
+import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -14,7 +16,7 @@ from aiohttp import web
 from http_edge.bytes_in_flight import MIB, least_capacity
 from openai_proxy.config import ConfigError, load
 from tests.proxy import harness
-from tests.proxy.harness import COMPLETION, MESSAGES, Proxy, StandIn, until
+from tests.proxy.harness import CHAT, COMPLETION, MESSAGES, Proxy, StandIn, until
 from tests.proxy.test_request_head import talk
 
 # aiohttp's client warns of what the proxy does well: its bodies are bounded.
@@ -190,3 +192,43 @@ async def test_bounds_can_be_reloaded(upstream: StandIn) -> None:
         proxy.lifecycle._connections.look()
         answered = await asyncio.wait_for(loop.sock_recv(client, 100), 5)
         assert answered.startswith(b"HTTP/1.1 408 ")
+
+
+# Long requests of long streams
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/api/chat"])
+async def test_a_stream_does_not_hold_its_request(upstream: StandIn, path: str) -> None:
+    """Once its answer has begun, nothing of a long request is held any more."""
+    ending = asyncio.Event()
+
+    async def respond(request: web.Request) -> web.StreamResponse:
+        response = await harness.start_stream(request)
+        upstream.bodies.clear()
+        request._read_bytes = None
+        await response.write(harness.chunk("a"))
+        await ending.wait()
+        await response.write(harness.DONE)
+        return response
+
+    upstream.respond = respond
+    text = "a" * 6 * MIB
+    prompt = {"prompt": text} if path == "/v1/completions" else {"messages": [_said(text)]}
+    body = json.dumps({**prompt, "stream": True, "x": "b" * MIB}).encode()
+    async with harness.proxy(upstream_url=upstream.url) as proxy:
+        tracemalloc.start()
+        try:
+            async with proxy.http.post(proxy.url + path, data=io.BytesIO(body)) as response:
+                await response.content.readany()
+                held, peak = tracemalloc.get_traced_memory()
+                assert peak > len(body)
+                assert held < MIB
+                assert proxy.lifecycle._budget.used == 0
+                ending.set()
+                await response.read()
+        finally:
+            tracemalloc.stop()
+
+
+def _said(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}

@@ -20,7 +20,7 @@ from openai_protocol.requests import ChatCompletionRequest, CompletionRequest
 from openai_protocol.resume import FIELD, without_resume
 from openai_protocol.sse import MEDIA_TYPE
 from openai_protocol.validation import check_request
-from openai_proxy.dialects.base import CHAT, COMPLETIONS, Call, Dialect, Headers
+from openai_proxy.dialects.base import CHAT, COMPLETIONS, Call, Dialect, Headers, UpstreamRequest
 from openai_proxy.dialects.openai import invalid_response
 from openai_proxy.error_forms import form_of
 from openai_proxy.event_stream import EventStream
@@ -37,6 +37,7 @@ Asked = ChatCompletionRequest | CompletionRequest
 Result = TypeVar("Result")
 _ID_PREFIX = {CHAT: "chatcmpl", COMPLETIONS: "cmpl"}
 _PLAIN = frozenset({"", "identity"})
+_LONG_BODY_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,19 +85,20 @@ class GenerationEndpoint:
                 exchange.model = asked.model
                 exchange.is_stream = bool(asked.stream)
                 route = self._router.route(asked.model)
-                call = self._call(asked, body, route, scope)
+                held = Held(self._call(asked, body, route, scope), lease_of(scope))
+                del asked, body
 
                 def has_sent_nothing() -> bool:
                     return exchange.status is None
 
                 if not exchange.is_stream:
                     whole = _Whole(send, lease_of(scope))
-                    await ask(route.upstream, call, exchange, serving, whole, has_sent_nothing)
+                    await ask(route.upstream, held, exchange, serving, whole, has_sent_nothing)
                     return
                 stream = EventStream(send, serving.keepalive_seconds)
                 async with stream:
-                    events = _Streamed(stream, leash)
-                    await ask(route.upstream, call, exchange, serving, events, has_sent_nothing)
+                    events = _Streamed(stream, leash, held)
+                    await ask(route.upstream, held, exchange, serving, events, has_sent_nothing)
         except ApiError as error:
             exchange.error_code = str(error.code)
             if stream is None or not stream.has_begun:
@@ -121,30 +123,58 @@ class GenerationEndpoint:
         )
 
 
+class Held:
+    """What is held of a request while it may be sent again; owner: its endpoint.
+
+    Nobody else keeps the call or what is sent of it: they may be many megabytes, and a stream may
+    last for an hour.
+    """
+
+    __slots__ = ("_is_long", "_lease", "call", "for_answer", "headers", "request")
+
+    def __init__(self, call: Call, lease: Lease | None = None) -> None:
+        self._lease = lease
+        self.call: Call | None = call
+        self.headers = call.headers
+        self.request: UpstreamRequest | None = None
+        self._is_long = len(call.body) > _LONG_BODY_BYTES
+        self.for_answer = call.without_prompt() if self._is_long else call
+
+    def let_go(self) -> None:
+        """Let go of the request: its answer has begun, so that it is not sent again."""
+        if not self._is_long:
+            return
+        self.call = self.request = None
+        if self._lease is not None:
+            self._lease.release()
+
+
 async def ask(
     upstream: Upstream,
-    call: Call,
+    held: Held,
     exchange: Exchange,
     serving: Serving,
     answering: Callable[[Answer, Dialect, Call], Awaitable[Result]],
     can_retry: Callable[[], bool] = lambda: True,
 ) -> Result:
-    """Send a call, again where that may help, and hand on what `answering` makes of the answer.
+    """Send what is held, again where that may help; return what `answering` makes of the answer.
 
     Raises ApiError.
     """
-    call, request = await upstream.translate(call)
+    assert held.call is not None
+    held.call, held.request = await upstream.translate(held.call)
 
     async def attempt(endpoint: Endpoint) -> Result:
+        assert held.request is not None
         with exchange.attempt(upstream.target, endpoint.host) as told:
             async with upstream.post(
-                endpoint, request, exchange.request_id, call.headers, told.headers
+                endpoint, held.request, exchange.request_id, held.headers, told.headers
             ) as answer:
                 told.status = answer.head.status
                 if answer.head.status != 200:
                     error = upstream.error(answer.head, await _error_body(answer))
                     raise Refused(answer.head.status, error)
-                return await answering(answer, upstream.dialect, call)
+                return await answering(answer, upstream.dialect, held.for_answer)
 
     try:
         return await with_retries(upstream, attempt, serving.retries, can_retry, serving.on_retry)
@@ -171,9 +201,10 @@ class _Whole:
 class _Streamed:
     """Passes events on as they come."""
 
-    def __init__(self, stream: EventStream, leash: Leash) -> None:
+    def __init__(self, stream: EventStream, leash: Leash, held: Held) -> None:
         self._stream = stream
         self._leash = leash
+        self._held = held
 
     async def __call__(self, answer: Answer, dialect: Dialect, call: Call) -> None:
         if answer.head.media_type not in dialect.stream_types or answer.head.encoding not in _PLAIN:
@@ -181,6 +212,8 @@ class _Streamed:
         parser = dialect.stream(call)
         while not parser.is_complete and (chunk := await answer.chunk()):
             await self._stream.write(parser.feed(chunk))
+            if self._held.request is not None and self._stream.has_begun:
+                self._held.let_go()
         await self._stream.write(parser.finish())
         self._leash.unwatch()
         await self._stream.end()

@@ -11,7 +11,7 @@ from pydantic_core import from_json
 
 from http_edge.bytes_in_flight import lease_of
 from openai_protocol.errors import ErrorCode, InvalidRequest
-from openai_proxy.api.openai import Serving, ask, request_headers
+from openai_proxy.api.openai import Held, Serving, ask, request_headers
 from openai_proxy.dialects.base import Call, Dialect
 from openai_proxy.exchange import exchange_of
 from openai_proxy.middleware import Receive, Scope, Send, read_body, send_json
@@ -93,7 +93,7 @@ class PassingEndpoint:
             async def passed(answer: Answer, dialect: Dialect, call: Call) -> bytes:
                 return dialect.answer(call, answer.head, await answer.body(lease))
 
-            answered = await ask(route.upstream, call, exchange, self._serving, passed)
+            answered = await ask(route.upstream, Held(call), exchange, self._serving, passed)
             leash.unwatch()
             await send_json(send, 200, answered)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
@@ -43,6 +43,24 @@ class Call:
     def is_stream(self) -> bool:
         """Whether the client wants events."""
         return self.asked is not None and bool(self.asked.stream)
+
+    def without_prompt(self) -> Call:
+        """Return what an answer is built from: a call without body and texts, but their number."""
+        return replace(self, body=b"", asked=None if self.asked is None else _emptied(self.asked))
+
+
+def _emptied(
+    asked: ChatCompletionRequest | CompletionRequest,
+) -> ChatCompletionRequest | CompletionRequest:
+    texts: Json = {"messages": []}
+    if isinstance(asked, CompletionRequest):
+        texts = {"prompt": [""] * len(asked.prompts())}
+    emptied = asked.model_copy(update=texts)
+    # Of what upstreams alone know only flags and numbers are kept: the rest may be long.
+    extra = emptied.__pydantic_extra__ or {}
+    kept = {name: value for name, value in extra.items() if isinstance(value, (bool, int, float))}
+    object.__setattr__(emptied, "__pydantic_extra__", kept)
+    return emptied
 
 
 class NotRendered(Exception):

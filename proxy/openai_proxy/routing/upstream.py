@@ -281,6 +281,7 @@ class Question:
         except BaseException as error:
             self._end(error)
             raise
+        self._body = None  # it may be long, and the answer, too
         return answer
 
     async def __aexit__(
