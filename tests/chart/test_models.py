@@ -43,6 +43,21 @@ def pod(release: Rendered) -> dict[str, Any]:
     return dict(deployment["spec"]["template"]["spec"])
 
 
+def volumes(release: Rendered) -> list[dict[str, Any]]:
+    """The volumes of the predictor's pods."""
+    for runtime in release.all("ServingRuntime"):
+        return list(runtime["spec"]["volumes"])
+    return list(pod(release)["volumes"])
+
+
+def annotations(release: Rendered) -> dict[str, str]:
+    """The annotations of the predictor's pods."""
+    for service in release.all("InferenceService"):
+        return dict(service["spec"]["predictor"]["annotations"])
+    template = release.one("Deployment", "smollm2")["spec"]["template"]
+    return dict(template["metadata"]["annotations"])
+
+
 @pytest.mark.parametrize(
     ("values", "made"),
     [
@@ -79,14 +94,15 @@ def test_runtime_is_named() -> None:
 
 @pytest.mark.parametrize("name", ["", "kserve-llamacpp"])
 def test_other_runtime(name: str) -> None:
-    """With a runtime that exists already, the flags that the pod's time depends on go along."""
+    """With a runtime that exists already, the flags that values stand for go along."""
     runtime = {"create": False, "name": name}
     release = model(**ON_KSERVE, runtime=runtime, graceSeconds=300, args=["--n_ctx=2048"])
 
     assert not release.all("ServingRuntime")
     found = release.one("InferenceService", "smollm2")["spec"]["predictor"]["model"]
     assert found.get("runtime", "") == name
-    assert found["args"] == ["--drain_delay_seconds=5", "--grace_seconds=300", "--n_ctx=2048"]
+    flags = ["--drain_delay_seconds=5", "--grace_seconds=300", "--prefix_sharing=tenant"]
+    assert found["args"] == [*flags, "--n_ctx=2048"]
 
 
 @pytest.mark.parametrize("values", [ON_KSERVE, PLAIN], ids=["KServe", "Deployment"])
@@ -331,3 +347,44 @@ def test_policy() -> None:
     (rule,) = spec["ingress"]
     assert {"podSelector": {}} in rule["from"]
     assert rule["ports"] == [{"port": 8080, "protocol": "TCP"}]
+
+
+@pytest.mark.parametrize(
+    "values", [ON_KSERVE, PLAIN, KNATIVE], ids=["Standard", "plain", "Knative"]
+)
+def test_prompts_that_tenants_share(values: dict[str, Any]) -> None:
+    """Named prompts lie in a ConfigMap, which the predictor reads; other ones make new pods."""
+    release = model(**values, sharedPrompts={"kind.txt": "You are kind."})
+    other = model(**values, sharedPrompts={"kind.txt": "You are king."})
+
+    assert release.one("ConfigMap", "smollm2-shared-prompts")["data"] == {
+        "kind.txt": "You are kind."
+    }
+    place = "/etc/kserve-llamacpp/shared-prompts"
+    found = container(release)
+    assert f"--shared_prompts={place}" in found["args"]
+    mount = {"name": "shared-prompts", "mountPath": place, "readOnly": True}
+    assert mount in found["volumeMounts"]
+    volume = {"name": "shared-prompts", "configMap": {"name": "smollm2-shared-prompts"}}
+    assert volume in volumes(release)
+    assert (
+        annotations(release)["checksum/shared-prompts"]
+        != (annotations(other)["checksum/shared-prompts"])
+    )
+
+
+@pytest.mark.parametrize("values", [ON_KSERVE, PLAIN], ids=["KServe", "plain"])
+def test_no_prompts_are_shared_by_default(values: dict[str, Any]) -> None:
+    """Without named prompts tenants share nothing, and nothing is mounted."""
+    release = model(**values)
+
+    assert "--prefix_sharing=tenant" in container(release)["args"]
+    assert "shared-prompts" not in str(release.objects)
+
+
+def test_a_runtime_that_exists_is_told_who_shares() -> None:
+    """An InferenceService of another's runtime says itself which requests share prefixes."""
+    release = model(**ON_KSERVE, runtime={"create": False}, prefixSharing="all")
+    service = release.one("InferenceService", "smollm2")
+
+    assert "--prefix_sharing=all" in service["spec"]["predictor"]["model"]["args"]

@@ -121,6 +121,15 @@ SENTENCES = [
     (model(**A, podDisruptionBudget={"minAvailable": 1}), "models.a.podDisruptionBudget needs"),
     (model(**A, args=["--grace_seconds=1"]), "use graceSeconds instead"),
     (model(**A, args=["--model_name=b"]), "use the model's key instead"),
+    (model(**A, args=["--prefix_sharing=all"]), "use prefixSharing instead"),
+    (model(**A, args=["--shared_prompts=/a"]), "use sharedPrompts instead"),
+    (
+        model(**A, sharedPrompts={"a": "b"}, runtime={"create": False}),
+        "sharedPrompts needs a volume in the runtime",
+    ),
+    (model(**A, prefixSharing="user"), "/models/a/prefixSharing"),
+    (model(**A, sharedPrompts={"a": " "}), "/models/a/sharedPrompts/a"),
+    (model(**A, sharedPrompts={".a": "b"}), "/models/a/sharedPrompts"),
     (model(**A, args=["--http_port=9"]), "which probes and Services rely on"),
     (model(**A, args=["--enable_grpc=true"]), "use grpc.enabled instead"),
     (

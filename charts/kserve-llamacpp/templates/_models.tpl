@@ -81,6 +81,49 @@ The flags of a model's predictor: MODEL's own come last and win.
 - --grace_seconds={{ .graceSeconds }}
 {{- end -}}
 
+{{/*
+Which requests share cached prefixes: MODEL.
+*/}}
+{{- define "kserve-llamacpp.model.sharingArgs" -}}
+- --prefix_sharing={{ .prefixSharing }}
+{{- if .sharedPrompts }}
+- --shared_prompts=/etc/kserve-llamacpp/shared-prompts
+{{- end }}
+{{- end -}}
+
+{{/*
+Where the prompts that all tenants share are in a container: MODEL.
+*/}}
+{{- define "kserve-llamacpp.model.sharedPromptsMount" -}}
+{{- if .sharedPrompts -}}
+- name: shared-prompts
+  mountPath: /etc/kserve-llamacpp/shared-prompts
+  readOnly: true
+{{- end -}}
+{{- end -}}
+
+{{/*
+Where they come from: NAME.
+*/}}
+{{- define "kserve-llamacpp.model.sharedPromptsVolume" -}}
+- name: shared-prompts
+  configMap:
+    name: {{ . }}-shared-prompts
+{{- end -}}
+
+{{/*
+Annotations of a model's pods: MODEL. Other prompts make new pods, for they are read at the start.
+*/}}
+{{- define "kserve-llamacpp.model.podAnnotations" -}}
+{{- $own := dict -}}
+{{- if .sharedPrompts -}}
+{{- $_ := set $own "checksum/shared-prompts" (toJson .sharedPrompts | sha256sum) -}}
+{{- end -}}
+{{- with mustMerge $own .podAnnotations -}}
+{{- toYaml . -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "kserve-llamacpp.model.grpcArgs" -}}
 {{- if .grpc.enabled -}}
 - --enable_grpc=true
@@ -114,6 +157,7 @@ args:
   - --model_dir={{ index . 3 }}
   - --http_port=8080
   {{- include "kserve-llamacpp.model.drainArgs" $model | nindent 2 }}
+  {{- include "kserve-llamacpp.model.sharingArgs" $model | nindent 2 }}
   - --log_format=json
   {{- with include "kserve-llamacpp.model.grpcArgs" $model }}
   {{- . | nindent 2 }}

@@ -141,6 +141,9 @@ A model comes from somewhere that its server knows: list PLACE MODEL.
 {{- if $model.volume.claimName -}}
 {{- fail (printf "%s.volume is for kind Deployment; an InferenceService takes storageUri: pvc://%s/%s." $place $model.volume.claimName $model.volume.path) -}}
 {{- end -}}
+{{- if and $model.sharedPrompts (not $model.runtime.create) -}}
+{{- fail (printf "%s.sharedPrompts needs a volume in the runtime: set %s.runtime.create to true, or name the prompts in the runtime that exists." $place $place) -}}
+{{- end -}}
 {{- if and $model.runtime.create $model.runtime.name -}}
 {{- fail (printf "%s.runtime.name names a runtime that exists: set %s.runtime.create to false." $place $place) -}}
 {{- end -}}
@@ -182,7 +185,7 @@ What the chart decides is not decided again: list PLACE ARGS.
 */}}
 {{- define "kserve-llamacpp.validate.args" -}}
 {{- $place := index . 0 -}}
-{{- $instead := dict "--drain_delay_seconds" "drainDelaySeconds" "--grace_seconds" "graceSeconds" "--model_name" "the model's key" "--model_dir" "storageUri or volume" "--enable_grpc" "grpc.enabled" -}}
+{{- $instead := dict "--drain_delay_seconds" "drainDelaySeconds" "--grace_seconds" "graceSeconds" "--model_name" "the model's key" "--model_dir" "storageUri or volume" "--enable_grpc" "grpc.enabled" "--prefix_sharing" "prefixSharing" "--shared_prompts" "sharedPrompts" -}}
 {{- range index . 1 -}}
 {{- $flag := first (splitList "=" .) -}}
 {{- if hasKey $instead $flag -}}
