@@ -19,8 +19,15 @@ from kserve_llamacpp.engine.frames import (
     Submit,
 )
 from kserve_llamacpp.engine.scheduler import Scheduler
+from kserve_llamacpp.engine.shared_texts import SharedTexts
 from kserve_llamacpp.engine.step_budget import FixedBudget
 from tests.predictor.fake_backend import FakeBackend
+
+
+def _bytes(request: Submit) -> list[int]:
+    """Return what the fake backend makes of a text."""
+    assert isinstance(request.prompt, str)
+    return list(request.prompt.encode())
 
 
 class SharedBudget(FixedBudget):
@@ -133,7 +140,11 @@ class EngineRun(Steps):
 
     def share(self, *prompts: str) -> list[int]:
         """Name prompts that all may share."""
-        return self.engine.share_prompts(SharePrompts([SharedText(p, False) for p in prompts]))
+        command = SharePrompts([SharedText(prompt, False) for prompt in prompts])
+        texts = SharedTexts(command)
+        results = [self.engine.with_tokens(r, _bytes(r)) for r in texts.requests]
+        assert [texts.take(result) for result in results][-1]
+        return self.engine.share_prompts(command, texts.tokens)
 
     def step(self) -> Step:
         """Run one step, keep its events, check that everything is accounted for."""

@@ -52,6 +52,18 @@ def write_tiny_model(directory: Path, architecture: str) -> Path:
     return path
 
 
+def write_vocabulary(
+    path: Path, pre: str, model: str = "gpt2", specials: tuple[str, ...] = ()
+) -> Path:
+    """Write a vocabulary alone, with a pre-tokenizer of llama.cpp's, and return its file."""
+    writer = gguf.GGUFWriter(path, "llama")
+    _add_vocabulary(writer, pre, model, specials)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path
+
+
 class _TinyModel:
     """Draws the weights of one model, in the order in which they are asked for."""
 
@@ -238,13 +250,19 @@ def _add_state_sizes(writer: gguf.GGUFWriter) -> None:
     writer.add_ssm_time_step_rank(_DT_RANK)
 
 
-def _add_vocabulary(writer: gguf.GGUFWriter) -> None:
+def _add_vocabulary(
+    writer: gguf.GGUFWriter,
+    pre: str = "gpt-2",
+    model: str = "gpt2",
+    more_specials: tuple[str, ...] = (),
+) -> None:
     """Add GPT-2's kind of vocabulary: the 256 bytes, a few merges, ChatML's special tokens."""
-    tokens = [*_byte_names(), *(merge.replace(" ", "") for merge in _MERGES), *_SPECIALS]
+    specials = [*_SPECIALS, *more_specials]
+    tokens = [*_byte_names(), *(merge.replace(" ", "") for merge in _MERGES), *specials]
     control = gguf.TokenType.CONTROL
-    types = [control if token in _SPECIALS else gguf.TokenType.NORMAL for token in tokens]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
+    types = [control if token in specials else gguf.TokenType.NORMAL for token in tokens]
+    writer.add_tokenizer_model(model)
+    writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     writer.add_token_merges(_MERGES)

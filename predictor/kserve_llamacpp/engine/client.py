@@ -289,16 +289,24 @@ class EngineClient:
 
     def _dispatch(self) -> None:
         if self.state is EngineState.READY:
+            before: Request | None = None
             for generation in self._dispatcher.next_to_submit(self._now()):
-                self._send_submit(generation)
+                self._send_submit(generation, before)
+                before = generation.request
 
-    def _send_submit(self, generation: Generation) -> None:
+    def _send_submit(self, generation: Generation, before: Request | None) -> None:
+        """Give the engine a request; `before` is what it got just before, whose prompt it has."""
         request = generation.request
+        is_shared = (
+            before is not None
+            and before.prompt is request.prompt
+            and before.request_id == request.request_id
+        )
         self._process.send(
             Submit(
                 id=generation.id,
                 request_id=request.request_id,
-                prompt=request.prompt,
+                prompt=None if is_shared else request.prompt,
                 max_tokens=request.max_tokens,
                 sampling=request.sampling,
                 stops=request.stops,

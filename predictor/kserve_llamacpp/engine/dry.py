@@ -51,7 +51,7 @@ class Dry:
         self._is_breaker: dict[int, bool] = {}  # by token, as far as it was asked
         penalties = [self._penalty(exponent) for exponent in range(_LONGEST + 1)]
         self._penalties = np.array(penalties, np.float32)
-        self._prompt: list[int] | None = prompt[-self._window :]
+        self._prompt: list[int] | None = prompt
 
     def accept(self, token: int) -> None:
         """Take note of a token."""
@@ -91,6 +91,7 @@ class Dry:
         prompt, self._prompt = self._prompt, None
         if not prompt:
             return
+        prompt = prompt[-self._window :]
         self._tokens[: len(prompt)] = prompt
         self._size = len(prompt)
         pieces = [self._piece(token) for token in prompt]

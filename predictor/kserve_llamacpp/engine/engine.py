@@ -37,10 +37,6 @@ class DecodeFailed(Exception):
     """A batch failed inside llama.cpp; a part of it may be in the cache, its logits are lost."""
 
 
-class PromptTooLong(Exception):
-    """A text certainly has too many tokens; it was not tokenized to its end."""
-
-
 class LogitsNotFinite(Exception):
     """The model computed NaN or infinity for a row; its sequence fails alone."""
 
@@ -73,10 +69,7 @@ class Backend(Protocol):
     max_mixed_rows: int  # the largest batch in which decode and prefill are better off together
 
     def tokenize(self, text: str, add_special: bool) -> list[int]:
-        """Return the token ids of a text; its special tokens are recognised.
-
-        Raises PromptTooLong. May be called in another thread.
-        """
+        """Return the token ids of a short text; its special tokens are recognised."""
         ...
 
     def piece(self, token: int) -> bytes:
@@ -120,6 +113,7 @@ class Engine:
         self._shared_prompts = SharedPrompts()
         self._sequences: dict[int, Sequence] = {}
         self._events: list[Event] = []
+        self._known_tokens: list[int] | None = None  # the prompt that was looked through last
         self._steps = 0
         self._prefill_tokens = 0
         self._decode_tokens = 0
@@ -131,12 +125,14 @@ class Engine:
 
     def submit(self, request: Submit) -> None:
         """Take a request into the queue, or refuse or end it with events."""
-        ready = self.tokenize(request)
+        prompt = request.prompt
+        assert prompt is not None, "whoever takes the frames knows the prompt of the one before"
+        if isinstance(prompt, str):
+            prompt = self.read_short(prompt, request.add_special)
+        ready = self.with_tokens(request, prompt)
         if isinstance(ready, Rejected):
             self.reject(ready)
             return
-        prompt = ready.prompt
-        assert not isinstance(prompt, str)
         sequence = Sequence(
             id=request.id,
             request_id=request.request_id,
@@ -162,16 +158,18 @@ class Engine:
         self._sequences[sequence.id] = sequence
         self._scheduler.add(sequence)
 
-    def share_prompts(self, command: SharePrompts) -> list[int]:
-        """Let sequences with these beginnings share them; return how many tokens of each, or 0."""
+    def share_prompts(
+        self, command: SharePrompts, tokenize: Callable[[SharedText], list[int]]
+    ) -> list[int]:
+        """Let sequences with these beginnings share them; return how many tokens of each, or 0.
 
-        def tokenize(prompt: SharedText, ending: str) -> list[int]:
-            try:
-                return self._backend.tokenize(prompt.text + ending, prompt.add_special)
-            except PromptTooLong:
-                return []
+        `tokenize` returns a text's tokens, none for one that has none or too many.
+        """
 
-        return self._shared_prompts.replace([partial(tokenize, each) for each in command.prompts])
+        def followed(prompt: SharedText, ending: str) -> list[int]:
+            return tokenize(msgspec.structs.replace(prompt, text=prompt.text + ending))
+
+        return self._shared_prompts.replace([partial(followed, each) for each in command.prompts])
 
     def _has_ended(self, sequence: Sequence, request: Submit) -> bool:
         """Replay what is resumed; whether that was all, which is told then."""
@@ -188,29 +186,34 @@ class Engine:
             self._events.append(Output(sequence.id, [], rest, reason))
         return reason is not None
 
-    def tokenize(self, request: Submit) -> Submit | Rejected:
-        """Return the request with token ids for its text, or why it cannot be served.
+    @property
+    def max_length(self) -> int:
+        """The most tokens that a sequence may have."""
+        return self._backend.max_length
 
-        Touches nothing of the engine's state: another thread may do it for a long text.
-        """
-        longest = self._backend.max_length
-        prompt = request.prompt
-        if isinstance(prompt, str):
-            try:
-                prompt = self._backend.tokenize(prompt, request.add_special)
-            except PromptTooLong:
-                return _too_long(request, longest, f"more than {longest}")
-        elif any(token >= self._backend.n_vocab for token in prompt):
+    def read_short(self, text: str, add_special: bool) -> list[int]:
+        """Return the token ids of a short text."""
+        return self._backend.tokenize(text, add_special)
+
+    def with_tokens(self, request: Submit, tokens: list[int]) -> Submit | Rejected:
+        """Return the request with these tokens as its prompt, or why it cannot be served."""
+        longest = self.max_length
+        if not tokens:
+            return Rejected(request.id, "empty_prompt", "the prompt has no tokens")
+        if len(tokens) >= longest:
+            return _too_long(request, longest, str(len(tokens)))
+        if len(tokens) + len(request.resume) > longest and request.ended is None:
+            count = f"{len(tokens)} tokens and its answer so far {len(request.resume)}"
+            return _too_long(request, longest, count)
+        if tokens is not self._known_tokens and max(tokens) >= self._backend.n_vocab:
             text = f"a token id is not below the vocabulary's size, {self._backend.n_vocab}"
             return Rejected(request.id, "token_out_of_range", text)
-        if not prompt:
-            return Rejected(request.id, "empty_prompt", "the prompt has no tokens")
-        if len(prompt) >= longest:
-            return _too_long(request, longest, str(len(prompt)))
-        if len(prompt) + len(request.resume) > longest and request.ended is None:
-            count = f"{len(prompt)} tokens and its answer so far {len(request.resume)}"
-            return _too_long(request, longest, count)
-        return msgspec.structs.replace(request, prompt=prompt)
+        self._known_tokens = tokens
+        return msgspec.structs.replace(request, prompt=tokens)
+
+    def too_long(self, request: Submit) -> Rejected:
+        """Return why a text that certainly has too many tokens is refused."""
+        return _too_long(request, self.max_length, f"more than {self.max_length}")
 
     def reject(self, rejected: Rejected) -> None:
         """Tell that a request is refused."""
@@ -348,7 +351,7 @@ class Engine:
     def _emit(self, drawn: list[Draw]) -> None:
         for draw in drawn:
             sequence, token = draw.sequence, draw.token
-            sequence.tokens.append(token)
+            sequence.append(token)
             text, reason = "", None
             if not draw.is_known:
                 text, reason = read(self._backend, sequence, token, sequence.num_generated)

@@ -15,7 +15,12 @@ _LENGTH = struct.Struct(">I")
 
 FinishReason = Literal["stop", "length"]
 RejectReason = Literal[
-    "context_length", "empty_prompt", "token_out_of_range", "ended_before", "failed"
+    "context_length",
+    "empty_prompt",
+    "token_out_of_range",
+    "unreadable_prompt",
+    "ended_before",
+    "failed",
 ]
 FatalReason = Literal["model_file", "out_of_memory", "configuration"]
 
@@ -54,6 +59,7 @@ class Submit(msgspec.Struct, tag=True, frozen=True, omit_defaults=True):
 
     `ended` says that they are all of it, and why: nothing is generated then. Of the resumed tokens
     the first `num_scored` need no logprobs any more. `is_resumable` asks for the prompt's hash.
+    A `prompt` of None is that of the frame before: a request's choices share theirs.
     `tenant` and `priority` (lower is earlier) order the queue. Sequences share prefixes in the
     cache only with those of the same `cache_salt`, but for prompts that the operator has named
     (`SharePrompts`), unless it `is_apart`; of what they share, only what the same `owner` has used
@@ -62,7 +68,7 @@ class Submit(msgspec.Struct, tag=True, frozen=True, omit_defaults=True):
 
     id: int
     request_id: str
-    prompt: str | list[int]
+    prompt: str | list[int] | None
     max_tokens: int | None
     sampling: SamplingParams
     stops: list[str] = []
@@ -271,6 +277,21 @@ class FrameReader:
             start = end
         del self._buffer[:start]
         return payloads
+
+
+class Prompts:
+    """Gives a request's choices the prompt that was sent once; owner: who reads the commands."""
+
+    def __init__(self) -> None:
+        self._last: str | list[int] | None = None
+
+    def whole(self, submit: Submit) -> Submit:
+        """Return a request with its prompt; ask for each in the order in which they came."""
+        if submit.prompt is None:
+            assert self._last is not None, "the first request has a prompt"
+            return msgspec.structs.replace(submit, prompt=self._last)
+        self._last = submit.prompt
+        return submit
 
 
 def decode_command(payload: bytes) -> Command:

@@ -15,6 +15,7 @@ _REJECTIONS = {
     "context_length": ErrorCode.CONTEXT_LENGTH_EXCEEDED,
     "empty_prompt": ErrorCode.EMPTY_PROMPT,
     "token_out_of_range": ErrorCode.INVALID_VALUE,
+    "unreadable_prompt": ErrorCode.INVALID_VALUE,
 }
 
 

@@ -63,7 +63,8 @@ class Sequence:
     ) -> None:
         self.id = id
         self.request_id = request_id
-        self.tokens = prompt + resume
+        self.tokens = prompt + resume if resume else prompt
+        self._is_shared = not resume  # with the other choices: copied before it is written
         self.num_prompt = len(prompt)
         self.num_replayed = len(resume)
         self.known: deque[int] = deque()  # what is to be drawn next, whatever the model thinks
@@ -97,11 +98,19 @@ class Sequence:
         """What was generated."""
         return self.tokens[self.num_prompt :]
 
+    def append(self, token: int) -> None:
+        """Take note of a token that was generated."""
+        if self._is_shared:
+            self.tokens = self.tokens.copy()
+            self._is_shared = False
+        self.tokens.append(token)
+
     def draw_again(self, num_kept: int) -> None:
         """Let what was generated, but the first tokens, be drawn once more, each for its logits."""
         start = self.num_prompt + num_kept
         self.known.extend(self.tokens[start:])
-        del self.tokens[start:]
+        self.tokens = self.tokens[:start]
+        self._is_shared = False
 
     @property
     def num_generated(self) -> int:

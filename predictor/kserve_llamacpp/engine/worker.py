@@ -31,6 +31,7 @@ from kserve_llamacpp.engine.frames import (
     Hello,
     Loading,
     Output,
+    Prompts,
     Rejected,
     Report,
     SharePrompts,
@@ -39,12 +40,14 @@ from kserve_llamacpp.engine.frames import (
     decode_command,
     encode,
 )
-from kserve_llamacpp.engine.tokenizer import BackgroundTokenizer, TokenizeOnce
+from kserve_llamacpp.engine.shared_texts import SharedTexts
+from kserve_llamacpp.engine.tokenizer import Tokenizer
+from kserve_llamacpp.engine.tokenizer_client import TokenizerStarter, tokenizer_command
 from kserve_llamacpp.engine.worker_options import WorkerOptions
 from kserve_llamacpp.logging import configure_logging
 
 _READ_BYTES = 1 << 20
-_LONG_TEXT = 16384  # characters; a shorter text is tokenized within a few milliseconds
+_READS_A_STEP = 4  # while there is work, so that commands hold up no step for long
 _HEARTBEAT_SECONDS = 1.0  # while a long text is tokenized, so that silence means a hang
 EXIT_DECODE_FAILED = 70
 
@@ -62,7 +65,7 @@ class Channel:
         self._poll = select.poll()  # not select(): the descriptor may be over 1023
         self._poll.register(sock, select.POLLIN)
 
-    def wake_by(self, source: BackgroundTokenizer) -> None:
+    def wake_by(self, source: Tokenizer) -> None:
         """Let `receive` also return when this has something to collect."""
         self._poll.register(source, select.POLLIN)
 
@@ -74,11 +77,13 @@ class Channel:
             os._exit(0)
 
     def receive(self, wait_seconds: float | None) -> list[Command]:
-        """Return the commands that have come; sleep that long for something to happen."""
+        """Return some of the commands that have come; sleep that long for something to happen."""
         commands: list[Command] = []
         own = self._sock.fileno()
         ready = self._poll.poll(None if wait_seconds is None else wait_seconds * 1000)
-        while any(descriptor == own for descriptor, _ in ready):
+        for _ in range(_READS_A_STEP):
+            if all(descriptor != own for descriptor, _ in ready):
+                break
             data = self._sock.recv(_READ_BYTES)
             if not data:
                 os._exit(0)
@@ -90,12 +95,13 @@ class Channel:
 class Worker:
     """The loop around the engine; owner: the main thread."""
 
-    def __init__(self, channel: Channel, engine: Engine) -> None:
+    def __init__(self, channel: Channel, engine: Engine, tokenizer: Tokenizer) -> None:
         self._channel = channel
         self._engine = engine
-        self._tokenize = TokenizeOnce(engine.tokenize)  # of short texts
-        self._tokenizer = BackgroundTokenizer(engine.tokenize)
-        channel.wake_by(self._tokenizer)
+        self._tokenizer = tokenizer
+        self._prompts = Prompts()
+        self._shared: SharedTexts | None = None
+        channel.wake_by(tokenizer)
         self._log = structlog.get_logger("engine")
         self._request_ids: dict[int, str] = {}
 
@@ -128,25 +134,35 @@ class Worker:
                     request_id=command.request_id,
                     replayed_tokens=len(command.resume),
                 )
-                if not isinstance(command.prompt, str):
-                    self._engine.submit(command)
-                elif len(command.prompt) > _LONG_TEXT:
+                command = self._prompts.whole(command)
+                if isinstance(command.prompt, str):
                     self._tokenizer.put(command)
                 else:
-                    self._take(self._tokenize(command))
+                    self._engine.submit(command)
             case SharePrompts():
-                tokens = self._engine.share_prompts(command)
-                self._log.info("prompts_shared", tokens=tokens)
+                self._shared = SharedTexts(command)
+                for request in self._shared.requests:
+                    self._tokenizer.put(request)
+                if not self._shared.requests:
+                    self._share(self._shared)
             case Cancel():
                 self._tokenizer.forget(command.id)
                 self._engine.cancel(command.id)
                 self._note(command.id, "cancelled")
 
     def _take(self, request: Submit | Rejected) -> None:
-        if isinstance(request, Submit):
+        if request.id < 0:
+            if self._shared is not None and self._shared.take(request):
+                self._share(self._shared)
+        elif isinstance(request, Submit):
             self._engine.submit(request)
         else:
             self._engine.reject(request)
+
+    def _share(self, texts: SharedTexts) -> None:
+        tokens = self._engine.share_prompts(texts.command, texts.tokens)
+        self._log.info("prompts_shared", tokens=tokens)
+        self._shared = None
 
     def _note_end(self, event: Event) -> None:
         match event:
@@ -178,6 +194,7 @@ def main(argv: list[str]) -> int:
         hint = "install llama-cpp-python for this machine, or correct LLAMA_CPP_LIB_PATH"
         channel.send(Fatal("configuration", f"llama.cpp cannot be loaded: {error}; {hint}"))
         return 1
+    tokenizers = TokenizerStarter(tokenizer_command(options.model_path))
     try:
         backend = LlamaBackend(
             LoadOptions(
@@ -202,7 +219,7 @@ def main(argv: list[str]) -> int:
         options = msgspec.structs.replace(options, host_cache_mib=host_cache_mib)
         engine = make_engine(backend, options, time.monotonic)
         channel.send(Hello(backend.facts()))
-        Worker(channel, engine).run()
+        Worker(channel, engine, Tokenizer(engine, tokenizers, time.monotonic)).run()
     except DecodeFailed as error:
         log.error("decode_failed", error=str(error))
         return EXIT_DECODE_FAILED

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
-from kserve_llamacpp.engine.frames import Hello
+from kserve_llamacpp.engine.frames import (
+    FrameReader,
+    Hello,
+    Prompts,
+    Submit,
+    decode_command,
+    encode,
+)
 from openai_protocol.errors import ApiError, RateLimited, Unavailable
 from tests.predictor.fake_process import FACTS, ClientRun, read
 
@@ -142,4 +151,37 @@ async def test_the_tokens_of_a_prompt_wait_once() -> None:
     assert run.client.num_waiting == 5
     with pytest.raises(RateLimited):
         run.submit("x")
+    await run.client.stop()
+
+
+async def test_a_prompt_is_sent_once_for_all_choices() -> None:
+    """The frames of a request's choices share its prompt, and each request brings its own.
+
+    After a death it is sent once more.
+    """
+    run = ClientRun(max_waiting=8)
+    await run.ready()
+    run.submit_choices(3, "long")
+    run.submit_choices(1, "another")
+    assert [frame.prompt for frame in run.submitted().values()] == ["long", None, None, "another"]
+    await run.die_and_come_back()
+    assert [frame.prompt for frame in run.submitted().values()] == ["long", None, None, "another"]
+    await run.client.stop()
+
+
+async def test_many_choices_of_a_large_prompt_take_little_memory() -> None:
+    """128 choices of 8 MB reach the engine as little more than 8 MB, and share it there."""
+    run = ClientRun(max_waiting=200)
+    await run.ready()
+    request = dataclasses.replace(run.request(), prompt="x" * 8_000_000)
+    run.client.submit([dataclasses.replace(request) for _ in range(128)])
+    frames = [encode(frame) for frame in run.process.sent]
+    assert sum(map(len, frames)) < 8_100_000
+
+    prompts = Prompts()
+    reader = FrameReader()
+    commands = [decode_command(payload) for data in frames for payload in reader.feed(data)]
+    requests = [prompts.whole(command) for command in commands if isinstance(command, Submit)]
+    assert len(requests) == 128
+    assert all(request.prompt is requests[0].prompt for request in requests)
     await run.client.stop()

@@ -11,6 +11,7 @@ from kserve_llamacpp.engine.frames import (
     Cancel,
     FrameReader,
     Hello,
+    Prompts,
     SamplingParams,
     Submit,
     decode_command,
@@ -43,6 +44,7 @@ class _World:
     def __init__(self) -> None:
         self.run = ClientRun(max_waiting=100, max_restarts=100)
         self._engine = EngineRun(FakeBackend(_answer, num_cells=48), num_cells=48)
+        self._prompts = Prompts()
         self._num_read = 0
 
     async def begin(self) -> None:
@@ -55,7 +57,7 @@ class _World:
             (payload,) = FrameReader().feed(encode(frame))
             command = decode_command(payload)
             if isinstance(command, Submit):
-                engine.submit(command)
+                engine.submit(self._prompts.whole(command))
             elif isinstance(command, Cancel):
                 engine.cancel(command.id)
         self._num_read = len(self.run.process.sent)
@@ -67,6 +69,7 @@ class _World:
         """End the engine, lose all that it knew, and load the next one."""
         await self.run.die()
         self._engine = EngineRun(FakeBackend(_answer, num_cells=48), num_cells=48)
+        self._prompts = Prompts()
         self._num_read = 0
         self.run.process.report(Hello(FACTS))
 

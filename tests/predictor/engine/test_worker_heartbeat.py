@@ -12,20 +12,34 @@ from pathlib import Path
 from bench.bare_engine import Reports
 from kserve_llamacpp.engine.frames import SamplingParams, Started, Step, Submit, encode
 
+_TOKENIZER = """
+import socket, sys, time
+from kserve_llamacpp.engine.special_tokens import SpecialTokens
+from kserve_llamacpp.engine.tokenizer_process import serve
+
+class Slow:
+    specials = SpecialTokens({})
+    is_plain = False
+    def longest_tokens(self):
+        return [0] * 256
+    def tokenize(self, text, add_special, longest):
+        time.sleep(2.5)
+        return [65]
+
+serve(socket.socket(fileno=int(sys.argv[1])), Slow())
+"""
 _WORKER = """
 import socket, sys, time
-from kserve_llamacpp.engine.engine import Engine
+from kserve_llamacpp.engine.tokenizer import Tokenizer
+from kserve_llamacpp.engine.tokenizer_client import TokenizerProcess
 from kserve_llamacpp.engine.worker import Channel, Worker
 from tests.predictor.engine_run import EngineRun
 from tests.predictor.fake_backend import FakeBackend
 
-class Slow(FakeBackend):
-    def tokenize(self, text, add_special):
-        time.sleep(2.5)
-        return [65]
-
-run = EngineRun(Slow())
-Worker(Channel(socket.socket(fileno=int(sys.argv[1]))), run.engine).run()
+engine = EngineRun(FakeBackend(max_length=30_000)).engine
+command = [sys.executable, "-c", sys.argv[2], "{fd}"]
+tokenizer = Tokenizer(engine, lambda: TokenizerProcess(command), time.monotonic)
+Worker(Channel(socket.socket(fileno=int(sys.argv[1]))), engine, tokenizer).run()
 """
 
 
@@ -33,7 +47,7 @@ def test_a_long_text_is_no_silence() -> None:
     """While a long text is tokenized beside the idle loop, a report comes every second."""
     ours, theirs = socket.socketpair()
     root = Path(__file__).parents[3]
-    command = [sys.executable, "-c", _WORKER, str(theirs.fileno())]
+    command = [sys.executable, "-c", _WORKER, str(theirs.fileno()), _TOKENIZER]
     with theirs:
         worker = subprocess.Popen(command, pass_fds=[theirs.fileno()], cwd=root)
     with ours:

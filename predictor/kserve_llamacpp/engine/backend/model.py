@@ -106,9 +106,9 @@ class LlamaBackend:
     def tokenize(self, text: str, add_special: bool) -> list[int]:
         """Return the token ids of a text; its special tokens are recognised.
 
-        Raises PromptTooLong, as soon as that is certain. May be called in another thread.
+        Only for texts of which `TextBounds` says that they are short.
         """
-        return self._vocabulary.tokenize(text, add_special, self.max_length)
+        return self._vocabulary.tokenize(text.encode("utf-8", "replace"), add_special)
 
     def piece(self, token: int) -> bytes:
         """Return a token's bytes; none for a control token."""

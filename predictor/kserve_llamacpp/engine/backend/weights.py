@@ -77,9 +77,14 @@ class Weights:
         return int(layers * num_kv_heads * (key_size + value_size))
 
     def _meta(self, key: str) -> str | None:
-        buffer = ctypes.create_string_buffer(1 << 16)
-        length = llama.llama_model_meta_val_str(self.handle, key.encode(), buffer, len(buffer))
-        return buffer.value.decode("utf-8", "replace") if length >= 0 else None
+        return meta(self.handle, key)
+
+
+def meta(model: Any, key: str) -> str | None:
+    """Return what a model's file says under a key, None where it says nothing."""
+    buffer = ctypes.create_string_buffer(1 << 16)
+    length = llama.llama_model_meta_val_str(model, key.encode(), buffer, len(buffer))
+    return buffer.value.decode("utf-8", "replace") if length >= 0 else None
 
 
 def _load(path: Path, n_gpu_layers: int, on_progress: Callable[[float], None]) -> Any:

@@ -8,7 +8,7 @@ from kserve_llamacpp.engine.cache.memory import MIN_SHARED, common_length
 
 # What may follow a prompt in a conversation. A tokenizer may join it to the prompt's last letters:
 # the tokens that do not depend on it are shared.
-_ENDINGS = ("", "a", " a", "\n\na", "1", ".")
+ENDINGS = ("", "a", " a", "\n\na", "1", ".")
 
 
 class SharedPrompts:
@@ -43,5 +43,5 @@ class SharedPrompts:
 
 def _stable(tokenize: Callable[[str], list[int]]) -> list[int]:
     """Return a prompt's first tokens that are the same whatever follows it."""
-    first, *others = (tokenize(ending) for ending in _ENDINGS)
+    first, *others = (tokenize(ending) for ending in ENDINGS)
     return first[: min(common_length(first, other) for other in others)]
