@@ -5,6 +5,8 @@ Prompts, answers and keys are never logged. What a request's code logs carries i
 
 from __future__ import annotations
 
+import atexit
+import json
 import logging
 import sys
 from collections.abc import MutableMapping
@@ -12,8 +14,13 @@ from typing import Any
 
 import structlog
 
+from http_edge.log_sink import Console, Sink
+
+CLOSE_SECONDS = 2.0
 LOG_FORMATS = ("auto", "pretty", "json")
 LOG_LEVELS = ("debug", "info", "warning", "error")
+_URGENT_SECONDS = 0.2
+_FAILED = {"level": "error", "event": "log_line_failed"}
 
 
 def resolve_format(log_format: str) -> str:
@@ -23,8 +30,11 @@ def resolve_format(log_format: str) -> str:
     return "pretty" if sys.stderr.isatty() else "json"
 
 
-def configure_logging(log_level: str, log_format: str) -> None:
-    """Send structlog's and the standard library's records to stderr in one form."""
+def configure_logging(log_level: str, log_format: str, urgent: int = logging.CRITICAL) -> None:
+    """Send structlog's and the standard library's records to stderr in one form.
+
+    `urgent`: from which of stdlib's levels on a line is written before anything else happens.
+    """
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,
@@ -47,7 +57,7 @@ def configure_logging(log_level: str, log_format: str) -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = SinkHandler(Sink(Console(sys.stderr), _lost_line), urgent)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -60,6 +70,7 @@ def configure_logging(log_level: str, log_format: str) -> None:
     )
     root = logging.getLogger()
     root.handlers = [handler]
+    atexit.register(close)
     root.setLevel(log_level.upper())
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "kserve", "kserve.trace"):
         logging.getLogger(name).handlers = []
@@ -69,6 +80,39 @@ def configure_logging(log_level: str, log_format: str) -> None:
     if log_level == "info":
         for name in ("uvicorn.error", "kserve"):
             logging.getLogger(name).setLevel(logging.WARNING)
+
+
+class SinkHandler(logging.Handler):
+    """Hands lines to a thread that writes them: a reader of stderr that sleeps stops nobody.
+
+    Lines from level `urgent` on are waited for, for a moment: the process may be about to end.
+    """
+
+    def __init__(self, sink: Sink, urgent: int) -> None:
+        super().__init__()
+        self.sink = sink
+        self._urgent = urgent
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Render a record; what fails there is told as a line without its arguments."""
+        try:
+            line = self.format(record)
+        except Exception:  # stdlib's own answer would print the record with its arguments
+            line = json.dumps(_FAILED | {"logger": record.name})
+        self.sink.put(line + "\n")
+        if record.levelno >= self._urgent:
+            self.sink.flush(_URGENT_SECONDS)
+
+
+def close(seconds: float = CLOSE_SECONDS) -> None:
+    """Write what is still to be written, at most about so long: the process ends."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, SinkHandler):
+            handler.sink.close(seconds)
+
+
+def _lost_line(count: int) -> str:
+    return json.dumps({"level": "warning", "event": "log_lines_lost", "lines": count}) + "\n"
 
 
 def _drop_color_message(

@@ -36,11 +36,13 @@ from kserve_llamacpp.config import Config, add_flags, read_config
 from kserve_llamacpp.errors import EngineLostError, StartupError
 from kserve_llamacpp.grpc_server import GrpcServer, GrpcSettings
 from kserve_llamacpp.listener import bind
+from kserve_llamacpp.logging import close as close_logging
 from kserve_llamacpp.logging import configure_logging
 from kserve_llamacpp.model import LlamaCppModel
 from kserve_llamacpp.served_model import ServedModel
 from openai_protocol.errors import ErrorCode, Unavailable
 
+_LAST_LINES_SECONDS = 0.5
 _CLOSE_SECONDS = 5.0  # from the end of the grace period to the end of the last connection
 
 _AGAINST_OTHERS = (
@@ -148,6 +150,7 @@ class LlamaCppServer(ModelServer):  # type: ignore[misc]  # kserve has no types
             self._log.warning("second_signal", signal=signal.Signals(number).name)
             if (pid := self._served.engine.pid) is not None:
                 os.kill(pid, signal.SIGKILL)
+            close_logging(_LAST_LINES_SECONDS)
             os._exit(128 + number)
         self._log.info("draining", signal=signal.Signals(number).name)
         self._is_draining = True

@@ -6,7 +6,7 @@ import contextlib
 import threading
 from typing import TextIO
 
-from openai_proxy.log_sink import Console
+from http_edge.log_sink import Console
 
 
 def say(text: str, stream: TextIO) -> None:

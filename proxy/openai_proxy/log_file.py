@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from openai_proxy.log_sink import encoded, write_all
+from http_edge.log_sink import encoded, write_all
 
 MODE = 0o640
 

@@ -22,12 +22,12 @@ from typing import Any, NoReturn, TextIO
 import structlog
 from structlog.typing import Processor
 
+from http_edge.log_sink import Console, Sink
 from openai_proxy.config import ConfigError
 from openai_proxy.config.logging import LoggingSettings
 from openai_proxy.exchange import LOG_FIELDS
 from openai_proxy.log_file import RotatingFile
 from openai_proxy.log_form import Form, form_of
-from openai_proxy.log_sink import Console, Sink
 
 EventDict = MutableMapping[str, Any]
 NAME = "openai_proxy"

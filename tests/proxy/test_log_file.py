@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from http_edge.log_sink import write_all
 from openai_proxy import log_file
 from openai_proxy.log_file import RotatingFile
-from openai_proxy.log_sink import write_all
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ it ends: it leaves at once when the other end of the socket closes.
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import signal
@@ -183,7 +184,8 @@ def main(argv: list[str]) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sock = socket.socket(fileno=int(argv[1]))
     options = msgspec.json.decode(argv[2], type=WorkerOptions)
-    configure_logging(options.log_level, options.log_format)
+    # llama.cpp says why it is about to abort
+    configure_logging(options.log_level, options.log_format, urgent=logging.ERROR)
     log = structlog.get_logger("engine")
     _leave_with(sock)
     channel = Channel(sock)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from openai_proxy.log_sink import Console, Sink
+from http_edge.log_sink import Console, Sink
 
 
 class Place:

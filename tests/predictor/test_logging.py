@@ -1,0 +1,51 @@
+"""The predictor's log lines: they come out, and where they cannot, nobody waits."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+# Logs more than a pipe holds, then ends.
+_CHATTER = """
+import logging, structlog
+from kserve_llamacpp.logging import configure_logging
+configure_logging("info", "json")
+for number in range(2000):
+    structlog.get_logger("access").info("request", number=number)
+logging.getLogger("library").warning("last")
+"""
+
+
+def _run(out: int) -> int:
+    process = subprocess.run([sys.executable, "-c", _CHATTER], stderr=out, timeout=30, check=False)
+    return process.returncode
+
+
+@pytest.mark.parametrize("what", ["full disk", "reader left", "reader sleeps"])
+def test_lines_that_nobody_takes(what: str) -> None:
+    """A full disk, a reader that left and one that sleeps neither stop the process nor fail it."""
+    reader, writer = os.pipe()
+    if what == "full disk":
+        os.close(writer)
+        writer = os.open("/dev/full", os.O_WRONLY)
+    elif what == "reader left":
+        os.close(reader)
+    try:
+        assert _run(writer) == 0
+    finally:
+        os.close(writer)
+        if what != "reader left":
+            os.close(reader)
+
+
+def test_lines_come_out() -> None:
+    """All lines are there at the end, in their order, libraries' too."""
+    command = [sys.executable, "-c", _CHATTER]
+    out = subprocess.run(command, stderr=subprocess.PIPE, timeout=30, check=True).stderr
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [line["number"] for line in lines[:-1]] == list(range(2000))
+    assert (lines[-1]["event"], lines[-1]["logger"]) == ("last", "library")
