@@ -14,7 +14,7 @@ MAX_JSON_DEPTH = 64
 # 4,096 messages of two parts each have some 60,000.
 MAX_JSON_VALUES = 64 * 1024
 # Lists of tokens are the one honest reason for many values; a number costs the least of all.
-NUMBERS_PER_VALUE = 32
+NUMBERS_PER_VALUE = 20
 
 _NO_SIGNS = bytes(set(range(256)) - set(b'[{,"'))
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))

@@ -12,7 +12,6 @@ from pydantic_core import PydanticCustomError, PydanticKnownError
 
 MAX_MESSAGES = 4096
 MAX_PROMPTS = 128
-MAX_PROMPT_TOKENS = 2**20  # more than the longest contexts hold
 MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 512
 MAX_LOGIT_BIASES = 1024
@@ -29,7 +28,7 @@ SequenceBreaker = Annotated[str, Field(min_length=1, max_length=MAX_SEQUENCE_BRE
 Bias = Annotated[float, Field(ge=-100, le=100)]
 TokenId = Annotated[int, Field(ge=0, lt=_INT32)]
 # fail_fast: a body of a million wrong elements would be a million errors
-Tokens = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_PROMPT_TOKENS, fail_fast=True)]
+Tokens = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 
 
 def _few_biases(value: Any) -> Any:

@@ -123,11 +123,3 @@ def test_too_many_biases_are_refused_by_their_number() -> None:
 
     assert (caught.value.param, caught.value.code) == ("logit_bias", "array_above_max_length")
     assert "not 20000" in caught.value.message
-
-
-def test_a_prompt_of_tokens_is_bounded() -> None:
-    """More tokens than any context holds are refused by their number."""
-    with pytest.raises(InvalidRequest) as caught:
-        parse_request(CompletionRequest, b'{"prompt":[%s1]}' % (b"1," * 2**20))
-
-    assert (caught.value.param, caught.value.code) == ("prompt", "array_above_max_length")
