@@ -6,7 +6,7 @@ Everything imported here is imported nowhere else at the start.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,7 @@ from openai_proxy.routing.credentials import Credentials
 from openai_proxy.routing.endpoints import Endpoints, is_address, look_up
 from openai_proxy.routing.headers import HeaderRules, HeaderSettings
 from openai_proxy.routing.models import Model, ModelTable
+from openai_proxy.routing.restart_wait import OwnBackend, RestartWait
 from openai_proxy.routing.retry import RetryPolicy
 from openai_proxy.routing.router import Router
 from openai_proxy.routing.token_client import form_poster
@@ -76,6 +77,13 @@ class Assembly:
     async def load_templates(self) -> None:
         """Compile the chat templates, apart; raises ConfigError for one that cannot be used."""
         await load(self._renderers)
+
+    def upstreams(self, router: Router, is_restarting: Callable[[], bool]) -> RestartWait:
+        """Return what sends requests to the upstreams, and has them wait for an own backend."""
+        if self._settings.backend is None:
+            return RestartWait(router)
+        seconds = self._settings.backend_restart_wait_seconds
+        return RestartWait(router, OwnBackend(seconds, is_restarting))
 
     def model_table(self, backend_model: str | None) -> ModelTable:
         """Return what is known of models once the backend's own name for its model is."""
@@ -164,7 +172,7 @@ class Assembly:
     def add_endpoints(
         self,
         paths: Paths,
-        router: Router,
+        upstreams: RestartWait,
         running: Running,
         metrics: Metrics,
     ) -> None:
@@ -190,9 +198,9 @@ class Assembly:
         }
         table: Table = {}
         for path, kind in kinds.items():
-            table[path] = {"POST": GenerationEndpoint(path, kind, router, running, serving)}
+            table[path] = {"POST": GenerationEndpoint(path, kind, upstreams, running, serving)}
         for path, passed in PASSED.items():
-            table[path] = {"POST": PassingEndpoint(path, passed, router, running, serving)}
+            table[path] = {"POST": PassingEndpoint(path, passed, upstreams, running, serving)}
         paths.add(table | systems.generating_table(table, serving.limits))
 
     def add_models(self, paths: Paths, router: Router, running: Running) -> None:

@@ -195,7 +195,14 @@ class Lifecycle:
     def _new_service(self, settings: Settings) -> Service:
         form = error_forms.FORMS[settings.errors]
         paths = app.build_paths(self._state, self._metrics, form)
-        return Service(settings, paths, self._running, self._metrics, self._on_readiness)
+        return Service(
+            settings,
+            paths,
+            self._running,
+            self._metrics,
+            self._on_readiness,
+            self._is_backend_restarting,
+        )
 
     def _app(self, service: Service) -> App:
         settings = service.settings
@@ -260,7 +267,11 @@ class Lifecycle:
 
     def _on_backend(self, url: str | None) -> None:
         self._backend_url = url
-        self._service.use_backend(url, self._backend_model)
+        for service in (self._service, *self._retiring):  # whose last requests may wait for it
+            service.use_backend(url, self._backend_model)
+
+    def _is_backend_restarting(self) -> bool:
+        return self._state.backend is not None and self._state.backend.is_restarting
 
     @property
     def _backend_model(self) -> str | None:

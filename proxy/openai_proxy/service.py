@@ -32,6 +32,7 @@ class Service:
         running: Running,
         metrics: Metrics,
         on_readiness: Callable[[str, Readiness], None],
+        is_backend_restarting: Callable[[], bool] = lambda: False,
     ) -> None:
         self.settings = settings
         self.paths = paths
@@ -43,6 +44,7 @@ class Service:
         self._backend_url: str | None = None
         self._metrics = metrics
         self._on_readiness = on_readiness
+        self._is_backend_restarting = is_backend_restarting
 
     async def build(self, backend_url: str | None = None, backend_model: str | None = None) -> None:
         """Import what is slow, in a thread, and build all parts; a backend where one is ready.
@@ -55,7 +57,8 @@ class Service:
         router = self._router = self.assembly.router()
         await self.assembly.load_templates()
         self.use_backend(backend_url, backend_model)
-        self.assembly.add_endpoints(self.paths, router, self.running, self._metrics)
+        upstreams = self.assembly.upstreams(router, self._is_backend_restarting)
+        self.assembly.add_endpoints(self.paths, upstreams, self.running, self._metrics)
         await asyncio.to_thread(importlib.import_module, "openai_proxy.api.models")
         self.assembly.add_models(self.paths, router, self.running)
         for name in list(router.upstreams) or [DEFAULT_UPSTREAM]:

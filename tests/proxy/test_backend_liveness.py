@@ -14,17 +14,22 @@ from pathlib import Path
 import pytest
 from aiohttp import ClientSession
 
-from openai_proxy.backends import ports
-from openai_proxy.backends.base import Checks, Supervisor, SupervisorOptions
-from openai_proxy.backends.kind import BackendError
+from openai_proxy.assembly import Assembly
+from openai_proxy.backends import looks, ports
+from openai_proxy.backends.base import Checks, Life, Supervisor, SupervisorOptions
+from openai_proxy.backends.command import Command
+from openai_proxy.backends.kind import Backend, BackendError
+from openai_proxy.backends.llamacpp import LlamaCpp
 from openai_proxy.backends.ports import Received
+from openai_proxy.backends.vllm import VLLM
 from openai_proxy.config import load
 from tests.proxy.harness import CHAT, MESSAGES, until
 from tests.proxy.processes import alive, pids_in, process
 from tests.proxy.programs import Programs
+from tests.proxy.test_backend import flags
 from tests.proxy.test_backend_kinds import report_of
 from tests.proxy.test_backend_output import collected
-from tests.proxy.test_backend_parts import Sleeper, warm, yes
+from tests.proxy.test_backend_parts import Sleeper, answering, warm, yes
 
 
 @dataclass
@@ -32,7 +37,7 @@ class Patient:
     """A supervised sleeper that seems ready; its looks and its clock are the test's."""
 
     limit: float
-    lives: Iterator[bool]
+    lives: Iterator[Life]
     grows: Iterator[int]
     now: float = 0.0
     told: list[str | None] = field(default_factory=list)
@@ -46,7 +51,7 @@ class Patient:
             liveness_timeout_seconds=self.limit,
             stop_seconds=1,
         )
-        checks = Checks(yes, warm, yes, self.is_alive, self.received)
+        checks = Checks(yes, warm, yes, self.life, self.received)
         output, _ = collected()
         return Supervisor(
             Sleeper(),
@@ -64,13 +69,14 @@ class Patient:
             self.now += seconds
         await asyncio.sleep(0)
 
-    async def is_alive(self, _: str, __: float) -> bool:
+    async def life(self, _: str, __: float) -> Life:
         """Answer a look, or not; after the last one there are no more."""
         found = next(self.lives, None)
         if found is None:
             self.has_seen_all.set()
             await asyncio.Event().wait()
-        return bool(found)
+            raise AssertionError
+        return found
 
     def received(self, _: str) -> Received:
         """Return what has come over its one connection."""
@@ -98,24 +104,56 @@ class Patient:
 @pytest.mark.parametrize(
     ("lives", "grows", "is_ended"),
     [
-        ([False] * 5, [7, 7, 7, 7, 7], True),
-        ([False] * 3, [7, 7, 7], False),  # too short a time
-        ([False, False, True, False, False, False], [7, 7, 7, 7, 7], False),
-        ([False] * 8, [7, 7, 8, 8, 8, 9, 9, 9], False),  # busy, and it streams
-        ([False] * 8, [7, 7, 8, 8, 8, 8, 8, 8], True),  # it streamed at first
+        ("sssss", [7, 7, 7, 7, 7], True),
+        ("sss", [7, 7, 7], False),  # too short a time
+        ("ssasss", [7, 7, 7, 7, 7], False),
+        ("ssssssss", [7, 7, 8, 8, 8, 9, 9, 9], False),  # busy, and it streams
+        ("ssssssss", [7, 7, 8, 8, 8, 8, 8, 8], True),  # it streamed at first
+        ("aooo", [], True),  # long before the limit, and whatever it sends
+        ("ooaooaoo", [], False),
     ],
 )
-async def test_when_it_hangs(lives: list[bool], grows: list[int], is_ended: bool) -> None:
-    """Neither an answer to looks nor a byte for the whole time: one of both begins it anew."""
-    assert await Patient(4.0, iter(lives), iter(grows)).hangs() == is_ended
+async def test_when_it_hangs(lives: str, grows: list[int], is_ended: bool) -> None:
+    """Neither a sign of life nor a byte for the whole time: one of both begins it anew.
+
+    One that says three times in a row that it cannot go on is not waited for.
+    """
+    looks = {"a": Life.ALIVE, "s": Life.SILENT, "o": Life.OVER}
+    seen = [looks[letter] for letter in lives]
+    assert await Patient(4.0, iter(seen), iter(grows)).hangs() == is_ended
 
 
 async def test_it_may_be_turned_off() -> None:
     """With 0 a backend is never taken for hanging, and nobody looks."""
-    patient = Patient(0, iter([False] * 50), iter([7] * 50))
+    patient = Patient(0, iter([Life.SILENT] * 50), iter([7] * 50))
     assert not await patient.hangs()
-    assert next(patient.lives) is False
+    assert next(patient.lives) is Life.SILENT
     assert load({"without_upstream": True, "backend_liveness_timeout": 0})
+
+
+@pytest.mark.parametrize(
+    ("backend", "health_path", "status", "found"),
+    [
+        (LlamaCpp("python", "m", "m.gguf", 30), "/v1/models/m", 200, Life.ALIVE),
+        (LlamaCpp("python", "m", "m.gguf", 30), "/v1/models/m", 503, Life.OVER),
+        (LlamaCpp("python", "m", "m.gguf", 30), "/v1/models/m", 404, Life.ALIVE),
+        (VLLM("vllm", "m", "m"), "/health", 200, Life.ALIVE),
+        (VLLM("vllm", "m", "m"), "/health", 503, Life.SILENT),
+        (Command(("run",)), None, 503, Life.ALIVE),  # its port is all that is known
+        (Command(("run",)), "/health", 503, Life.SILENT),
+    ],
+)
+async def test_what_a_look_shows(
+    backend: Backend, health_path: str | None, status: int, found: Life
+) -> None:
+    """The predictor is asked at its liveness path; for others an error is no sign of life."""
+
+    async def never() -> Assembly:
+        raise AssertionError
+
+    async with answering(b"HTTP/1.1 %d X\r\n\r\n" % status) as url:
+        assert await looks.checks(backend, health_path, 1.0, never).life(url, 5.0) is found
+    assert await looks.checks(backend, health_path, 1.0, never).life(url, 5.0) is Life.SILENT
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
@@ -188,4 +226,22 @@ async def test_a_backend_that_streams_lives(tmp_path: Path, programs: Programs) 
         await until(lambda: alive(*first) == [], 20)  # now it is silent
         mute.unlink()
         await until(lambda: proxy.answers("/health/ready"), 20)
+        assert await proxy.end() == 0
+
+
+async def test_a_predictor_that_cannot_go_on_is_started_again(tmp_path: Path) -> None:
+    """It answers requests and looks, but 503 at its liveness path: the next one takes its place."""
+    pids, over = tmp_path / "pids", tmp_path / "over"
+    given = flags(
+        f"pids={pids}",
+        f"over={over}",
+        **{"backend-liveness-timeout": "0.4", "backend-backoff-seconds": "0.1"},
+    )
+    async with process(tmp_path, *given, wait_for="/health/ready") as proxy:
+        first = pids_in(pids)
+        over.touch()
+        await until(lambda: alive(*first) == [], 20)
+        over.unlink()
+        await until(lambda: proxy.answers("/health/ready"), 20)
+        assert "backend_is_over" in proxy.log.read_text()
         assert await proxy.end() == 0

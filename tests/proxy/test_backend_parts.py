@@ -18,6 +18,7 @@ from openai_proxy.backends.base import (
     REFUSALS_TO_CLOSED,
     BackendState,
     Checks,
+    Life,
     Supervisor,
     SupervisorOptions,
 )
@@ -285,6 +286,11 @@ async def yes(_: str) -> bool:
     return True
 
 
+async def alive(_: str, __: float) -> Life:
+    """It answers looks."""
+    return Life.ALIVE
+
+
 async def warm(_: str) -> str | None:
     """It answers."""
     return "m"
@@ -298,7 +304,7 @@ def supervisor(
 ) -> Supervisor:
     """The supervisor of a sleeper that seems to be loaded and to answer."""
     settings = SupervisorOptions(max_restarts=0, environment=dict(os.environ))
-    checks = Checks(yes, warm, is_open, lambda *_: yes(""), lambda _: {})
+    checks = Checks(yes, warm, is_open, alive, lambda _: {})
     output, _ = collected()
     return Supervisor(
         Sleeper(), settings, checks, output, told.append, sleep=sleep, find_port=find_port

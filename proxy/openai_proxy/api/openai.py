@@ -28,8 +28,9 @@ from openai_proxy.exchange import Exchange, exchange_of
 from openai_proxy.middleware import Receive, Scope, Send, let_go, read_body, send_json
 from openai_proxy.routing.endpoints import Endpoint
 from openai_proxy.routing.models import changes
+from openai_proxy.routing.restart_wait import RestartWait
 from openai_proxy.routing.retry import Refused, RetryPolicy, with_retries
-from openai_proxy.routing.router import Route, Router
+from openai_proxy.routing.router import Route
 from openai_proxy.routing.upstream import Answer, Upstream
 from openai_proxy.running import Leash, Running
 
@@ -60,13 +61,13 @@ class GenerationEndpoint:
         self,
         path: str,
         request_model: type[ChatCompletionRequest] | type[CompletionRequest],
-        router: Router,
+        upstreams: RestartWait,
         running: Running,
         serving: Serving,
     ) -> None:
         self._path = path
         self._request_model = request_model
-        self._router = router
+        self._upstreams = upstreams
         self._running = running
         self._serving = serving
 
@@ -84,21 +85,26 @@ class GenerationEndpoint:
                     body = without_resume(body)
                 exchange.model = asked.model
                 exchange.is_stream = bool(asked.stream)
-                route = self._router.route(asked.model)
+                num_bytes = len(body)
+                route = await self._upstreams.route(asked.model, num_bytes)
                 held = Held(self._call(asked, body, route, scope), lease_of(scope))
                 del asked, body
 
                 def has_sent_nothing() -> bool:
                     return exchange.status is None
 
-                if not exchange.is_stream:
-                    whole = _Whole(send, lease_of(scope))
-                    await ask(route.upstream, held, exchange, serving, whole, has_sent_nothing)
-                    return
-                stream = EventStream(send, serving.keepalive_seconds)
-                async with stream:
-                    events = _Streamed(stream, leash, held)
-                    await ask(route.upstream, held, exchange, serving, events, has_sent_nothing)
+                async def attempt(upstream: Upstream) -> None:
+                    nonlocal stream
+                    if not exchange.is_stream:
+                        whole = _Whole(send, lease_of(scope))
+                        await ask(upstream, held, exchange, serving, whole, has_sent_nothing)
+                        return
+                    stream = EventStream(send, serving.keepalive_seconds)
+                    async with stream:
+                        events = _Streamed(stream, leash, held)
+                        await ask(upstream, held, exchange, serving, events, has_sent_nothing)
+
+                await self._upstreams.run(route, num_bytes, attempt, has_sent_nothing)
         except ApiError as error:
             exchange.error_code = str(error.code)
             if stream is None or not stream.has_begun:
@@ -161,8 +167,9 @@ async def ask(
 
     Raises ApiError.
     """
-    assert held.call is not None
-    held.call, held.request = await upstream.translate(held.call)
+    if held.request is None:  # else it was sent to the same backend before that restarted
+        assert held.call is not None
+        held.call, held.request = await upstream.translate(held.call)
 
     async def attempt(endpoint: Endpoint) -> Result:
         assert held.request is not None

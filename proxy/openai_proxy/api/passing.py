@@ -15,8 +15,9 @@ from openai_proxy.api.openai import Held, Serving, ask, request_headers
 from openai_proxy.dialects.base import Call, Dialect
 from openai_proxy.exchange import exchange_of
 from openai_proxy.middleware import Receive, Scope, Send, read_body, send_json
-from openai_proxy.routing.router import Route, Router
-from openai_proxy.routing.upstream import Answer
+from openai_proxy.routing.restart_wait import RestartWait
+from openai_proxy.routing.router import Route
+from openai_proxy.routing.upstream import Answer, Upstream
 from openai_proxy.running import Running
 
 MAX_INPUTS = 2048
@@ -68,13 +69,13 @@ class PassingEndpoint:
         self,
         path: str,
         request_model: type[PassedRequest],
-        router: Router,
+        upstreams: RestartWait,
         running: Running,
         serving: Serving,
     ) -> None:
         self._path = path
         self._request_model = request_model
-        self._router = router
+        self._upstreams = upstreams
         self._running = running
         self._serving = serving
 
@@ -86,14 +87,18 @@ class PassingEndpoint:
             leash.watch(scope, receive)
             asked = self._serving.limits.parse(self._request_model, body)
             exchange.model = asked.model
-            route = self._router.route(asked.model)
-            call = self._call(asked, body, route, scope)
             lease = lease_of(scope)
 
             async def passed(answer: Answer, dialect: Dialect, call: Call) -> bytes:
                 return dialect.answer(call, answer.head, await answer.body(lease))
 
-            answered = await ask(route.upstream, Held(call), exchange, self._serving, passed)
+            route = await self._upstreams.route(asked.model, len(body))
+            held = Held(self._call(asked, body, route, scope))
+
+            async def attempt(upstream: Upstream) -> bytes:
+                return await ask(upstream, held, exchange, self._serving, passed)
+
+            answered = await self._upstreams.run(route, len(body), attempt)
             leash.unwatch()
             await send_json(send, 200, answered)
 

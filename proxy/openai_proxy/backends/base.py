@@ -41,6 +41,8 @@ PORT_SECONDS = 2.0
 REFUSALS_TO_CLOSED = 3
 # At most so long between two looks at whether it still answers.
 LIFE_SECONDS = 10.0
+# One that says so often in a row that it cannot go on is ended, if it does not end by itself.
+LOOKS_TO_OVER = 3
 LIVENESS_SETTING = "--backend-liveness-timeout"
 
 
@@ -75,19 +77,27 @@ class SupervisorOptions:
     variables: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
+class Life(StrEnum):
+    """What a look at a backend that was ready has shown."""
+
+    ALIVE = "alive"
+    SILENT = "silent"  # no answer: it may be busy
+    OVER = "over"  # it says itself that it cannot go on
+
+
 @dataclass(frozen=True, slots=True)
 class Checks:
     """How to look at a backend by its base URL.
 
     `warm_up` has it answer once; returns its name for the model, or None while it does not answer.
-    `is_alive` tells whether it answers anything at all within some seconds, `received` how many
-    bytes have come over each connection to it.
+    `life` tells whether it shows life within some seconds, `received` how many bytes have come over
+    each connection to it.
     """
 
     is_loaded: Callable[[str], Awaitable[bool]]
     warm_up: Callable[[str], Awaitable[str | None]]
     is_open: Callable[[str], Awaitable[bool]]
-    is_alive: Callable[[str, float], Awaitable[bool]]
+    life: Callable[[str, float], Awaitable[Life]]
     received: Callable[[str], Received]
 
 
@@ -126,11 +136,19 @@ class Supervisor:
         self._last_exit: int | None = None
         self._is_stranger_told = False
         self._is_port_lost = False
+        self._has_been_ready = False
+        self._is_over = False  # it said so itself
 
     @property
     def is_ready(self) -> bool:
         """Whether it answers requests."""
         return self.state is BackendState.READY
+
+    @property
+    def is_restarting(self) -> bool:
+        """Whether it was ready, is not now, and will be tried again."""
+        settled = (BackendState.READY, BackendState.FAILED)
+        return self._has_been_ready and self.state not in settled
 
     def report(self) -> dict[str, Any]:
         """Return what `/health` tells of it."""
@@ -187,7 +205,13 @@ class Supervisor:
         """Start it and see it to its end; returns for how many seconds it was ready."""
         self.state = BackendState.STARTING
         self._is_port_lost = False
-        process, port = await self._start()
+        self._is_over = False
+        try:
+            process, port = await self._start()
+        except OSError as error:  # no descriptors, no memory: there may be some in a moment
+            log.warning("backend_not_started", error=str(error))
+            self._leave()
+            return 0.0
         assert self.url is not None
         ready = asyncio.create_task(self._get_ready(self.url, process.pid, port))
         ended = asyncio.create_task(process.wait())
@@ -237,6 +261,7 @@ class Supervisor:
                 self.state = BackendState.WARMING
             if self.state is BackendState.WARMING and await self._has_answered(url):
                 self.state = BackendState.READY
+                self._has_been_ready = True
                 seconds = round(self._clock() - started, 1)
                 log.info("backend_ready", backend=self._backend.name, seconds=seconds)
                 self._on_ready(url)
@@ -282,6 +307,8 @@ class Supervisor:
             return
         if closed.done():
             log.warning("backend_port_closed")
+        elif self._is_over:
+            log.warning("backend_is_over", path=self._backend.liveness_path)
         else:
             seconds = self._options.liveness_timeout_seconds
             log.warning("backend_hangs", silent_seconds=seconds, setting=LIVENESS_SETTING)
@@ -295,19 +322,25 @@ class Supervisor:
             refusals = 0 if await self._checks.is_open(url) else refusals + 1
 
     async def _falls_silent(self, url: str) -> None:
-        """Return when it has given no sign of life for too long, or never where 0 says so.
+        """Return when it has given no sign of life for too long, or says that it cannot go on.
 
-        One that is too busy to answer looks is alive while bytes of other answers come.
+        One that is too busy to answer is alive while bytes of other answers come. 0: nobody looks.
         """
         limit = self._options.liveness_timeout_seconds
         if not limit:
             await asyncio.Event().wait()
         pause = min(LIFE_SECONDS, limit / 4)
+        num_over = 0
         heard_at = self._clock()
         before: Received | None = None  # at the last look, if that was not answered
         while True:
             await self._sleep(pause)
-            if await self._checks.is_alive(url, pause):
+            life = await self._checks.life(url, pause)
+            num_over = num_over + 1 if life is Life.OVER else 0
+            if num_over == LOOKS_TO_OVER:
+                self._is_over = True
+                return
+            if life is not Life.SILENT:
                 heard_at, before = self._clock(), None
                 continue
             now = self._checks.received(url)
@@ -324,7 +357,10 @@ class Supervisor:
         self.url = None
 
     def _judge(self, exit_code: int) -> None:
-        """Raise BackendError where the end of one that was never ready says that it is hopeless."""
+        """Raise BackendError where the end of one that was never ready says that it is hopeless.
+
+        Once it has been ready, a cause such as a model file that is away may pass.
+        """
         verdict = self._backend.judge(exit_code, tuple(self._output.said))
         if verdict is None:
             return
@@ -335,6 +371,9 @@ class Supervisor:
         if verdict.exit_code == EXIT_PORT_TAKEN != exit_code:
             # By its words alone: this port, or another that it needs? For this one it raises.
             self._find_port(self._options.host, port)
+            return
+        if self._has_been_ready and verdict.exit_code != EXIT_PORT_TAKEN:
+            log.warning("backend_complains", error=verdict.message)
             return
         raise BackendError(verdict.message, verdict.exit_code)
 

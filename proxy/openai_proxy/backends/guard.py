@@ -85,7 +85,10 @@ def wait(child: int, pidfd: int) -> None:
 def signal_group(group: int, number: int) -> None:
     """Send a signal to all of the group that is left."""
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(group, number)
+        try:
+            os.killpg(group, number)
+        except ProcessLookupError:  # the command has only just begun, and made no group yet
+            os.kill(group, number)
 
 
 def end_adopted() -> None:

@@ -59,6 +59,10 @@ class Backend(Protocol):
         """Answers 200 once the model is loaded; None: an open port is all that can be seen."""
 
     @property
+    def liveness_path(self) -> str | None:
+        """Answers with 5xx once only a new process can help; None: any answer is a sign of life."""
+
+    @property
     def dialect(self) -> str | None:
         """The dialect that it speaks; None: the one that is configured."""
 
@@ -100,6 +104,7 @@ class ModelServer:
     name: ClassVar[str]
     program_setting: ClassVar[str] = "--backend-executable"
     install: ClassVar[str] = ""
+    liveness_path: ClassVar[str | None] = None
     dialect: ClassVar[str | None] = "openai"
     warm_up_path: ClassVar[str] = COMPLETIONS
     listens_itself: ClassVar[bool] = True

@@ -22,6 +22,7 @@ class LlamaCpp(ModelServer):
 
     name: ClassVar[str] = "llamacpp"
     program_setting: ClassVar[str] = "--backend-python"
+    liveness_path: ClassVar[str | None] = "/v2/health/live"  # 200 also while it loads or restarts
     # Bad configuration, a taken port, no such model file or not a GGUF, not enough memory.
     hopeless_codes: ClassVar[frozenset[int]] = frozenset({2, 3, 4, 5})
     signs: ClassVar[tuple[Sign, ...]] = (

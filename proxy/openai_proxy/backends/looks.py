@@ -15,7 +15,7 @@ import structlog
 from openai_protocol.errors import ApiError
 from openai_protocol.requests import ChatCompletionRequest, CompletionRequest
 from openai_proxy.backends import ports
-from openai_proxy.backends.base import Checks
+from openai_proxy.backends.base import Checks, Life
 from openai_proxy.backends.kind import Backend
 from openai_proxy.dialects.base import CHAT, COMPLETIONS, Call
 
@@ -52,13 +52,20 @@ def checks(
         call = first_call(model, backend.warm_up_path, upstream.dialect.endpoints)
         return model if await answers(upstream, call, warm_up_seconds) else None
 
-    async def is_alive(url: str, seconds: float) -> bool:
-        return await status_of(url, health_path or "/", seconds) is not None
+    async def life(url: str, seconds: float) -> Life:
+        own = backend.liveness_path
+        path = own or health_path
+        status = await status_of(url, path or "/", seconds)
+        if status is None:
+            return Life.SILENT
+        if status < 500 or path is None:
+            return Life.ALIVE
+        return Life.OVER if own is not None else Life.SILENT
 
     def received(url: str) -> ports.Received:
         return ports.received(urlsplit(url).port or 0)
 
-    return Checks(is_loaded, warm_up, is_open, is_alive, received)
+    return Checks(is_loaded, warm_up, is_open, life, received)
 
 
 async def is_open(url: str) -> bool:

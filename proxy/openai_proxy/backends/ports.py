@@ -17,6 +17,8 @@ _LISTENING = "0A"
 # Where `struct tcp_info` of linux/tcp.h has tcpi_bytes_received.
 _BYTES_RECEIVED = struct.Struct("=128xQ")
 
+_PASSING_ERRORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+
 # Bytes that have come over each connection, by its inode
 Received = Mapping[int, int]
 
@@ -24,7 +26,8 @@ Received = Mapping[int, int]
 def find_port(host: str, port: int) -> int:
     """Return the port if it can be listened on, or for 0 one that is free just now.
 
-    Another program may still take it. Raises BackendError, which names the setting.
+    Another program may still take it. Raises BackendError, which names the setting, and OSError for
+    what may pass.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -35,6 +38,8 @@ def find_port(host: str, port: int) -> int:
             found: int = probe.getsockname()[1]
             return found
     except OSError as error:
+        if error.errno in _PASSING_ERRORS:
+            raise
         reason = (error.strerror or str(error)).lower()
         if error.errno == errno.EADDRINUSE:
             raise BackendError(

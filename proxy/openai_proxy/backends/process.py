@@ -43,7 +43,12 @@ class GuardedProcess:
     ) -> GuardedProcess:
         """Start a command in this environment; its stdout and stderr go to `output`."""
         theirs, life_line = os.pipe()
-        out, written = os.pipe()
+        try:
+            out, written = os.pipe()
+        except OSError:
+            os.close(theirs)
+            os.close(life_line)
+            raise
         pipe_end = os.fdopen(out, "rb", 0)
         output.begin()
         try:

@@ -86,9 +86,15 @@ class BackendSettings(BaseModel):
     backend_liveness_timeout: Delay = Field(
         600,
         description="Seconds without a sign of life of a backend that was ready, neither an answer "
-        "at its health path nor bytes of any other, until it is killed and started again; 0: "
-        "never. Below --request-timeout-seconds, one that answers nothing while it computes may "
-        "be taken for dead.",
+        "below 500 at its health path nor bytes of any other, until it is killed and started "
+        "again; 0: never. The predictor is asked at its liveness path, and is started again at "
+        "once when it says that it cannot go on. Below --request-timeout-seconds, one that answers "
+        "nothing while it computes may be taken for dead.",
+    )
+    backend_restart_wait_seconds: Delay = Field(
+        30,
+        description="Longest wait of a request, which has sent its client nothing, for a backend "
+        "that was ready and is started again; 0: it gets an error at once.",
     )
     backend_max_restarts: int = Field(
         5,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -38,6 +39,7 @@ class Router:
         self._upstreams: dict[str, Upstream | None] = {}
         self._listed: dict[str, tuple[str, ...]] = {}
         self.fixed: dict[str, tuple[str, ...]] = {}  # models of those that are not asked for them
+        self._news: asyncio.Event | None = None  # while somebody waits for a change
         self._routes: dict[str | None, Route] = {}  # those that were found, while all else holds
 
     def use(
@@ -52,9 +54,18 @@ class Router:
         """
         self._routes.clear()
         self._upstreams[name] = upstream
+        if self._news is not None:
+            self._news.set()
+            self._news = None
         self._listed.setdefault(name, models)
         if models:
             self.fixed[name] = models
+
+    async def changed(self) -> None:
+        """Wait until an upstream has come or gone."""
+        if self._news is None:
+            self._news = asyncio.Event()
+        await self._news.wait()
 
     def note_models(self, models: tuple[str, ...], name: str = DEFAULT_UPSTREAM) -> None:
         """Take note of what an upstream lists."""
@@ -66,6 +77,13 @@ class Router:
     def upstreams(self) -> Mapping[str, Upstream | None]:
         """The upstreams by name; None for a backend that is not ready."""
         return self._upstreams
+
+    def backend(self) -> Upstream:
+        """Return the proxy's own backend; raises Unavailable while it is not ready."""
+        upstream = self._upstreams.get(DEFAULT_UPSTREAM)
+        if upstream is None:
+            raise _not_ready()
+        return upstream
 
     def route(self, model: str | None) -> Route:
         """Return the route for a model's name.

@@ -6,6 +6,8 @@
     stubborn=1      ignore SIGTERM
     delay=SECONDS   be not ready for so long
     chunk=SECONDS   time between two chunks of a stream
+    slow=F          answer nothing that is asked with POST while F exists
+    over=F          say at the liveness path that only a new process can help, while F exists
 
 All else is as the predictor does it.
 """
@@ -45,6 +47,9 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, {"object": "list", "data": listed, "models": [self.model]})
         elif self.path == f"/v1/models/{self.model}":
             self.answer(200 if self.is_ready else 503, model)
+        elif self.path == "/v2/health/live":
+            is_over = Path(self.behaviour.get("over", "/none")).exists()
+            self.answer(503 if is_over else 200, {"live": not is_over})
         elif self.path == "/die":
             os._exit(9)
         else:
@@ -53,6 +58,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:  # the base class's name
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         log("request", path=self.path, request_id=self.headers["x-request-id"])
+        while Path(self.behaviour.get("slow", "/none")).exists():
+            time.sleep(0.02)
         if body.get("stream"):
             self.stream()
         else:
@@ -109,6 +116,7 @@ def main() -> None:
     misbehave(behaviour)
     Handler.model = arguments.model_name
     Handler.behaviour = behaviour
+    ThreadingHTTPServer.request_queue_size = 64
     server = ThreadingHTTPServer((arguments.http_host, int(arguments.http_port)), Handler)
     server.daemon_threads = True
 
