@@ -132,6 +132,16 @@ SENTENCES = [
     (model(**A, sharedPrompts={".a": "b"}), "/models/a/sharedPrompts"),
     (model(**A, args=["--http_port=9"]), "which probes and Services rely on"),
     (model(**A, args=["--enable_grpc=true"]), "use grpc.enabled instead"),
+    (model(**A, args=["--ssl_certfile=a"]), "use tls.secretName instead"),
+    (model(**A, tls={"secretName": "a"}), "set proxy.config.upstream_tls"),
+    (
+        model(**A, runtime={"create": False}, tls={"secretName": "a"}),
+        "models.a.tls.secretName needs a runtime that mounts it",
+    ),
+    (
+        model(**A, deploymentMode="Knative", tls={"secretName": "a"}),
+        "models.a.tls.secretName is not for Knative mode",
+    ),
     (
         model(**A, deploymentMode="Knative", grpc={"enabled": True}),
         "models.a.grpc.enabled is not for Knative mode",

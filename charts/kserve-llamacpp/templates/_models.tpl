@@ -26,7 +26,7 @@ sees them; otherwise to the pods themselves.
 {{- if (index . 2).isKnative -}}
 {{- printf "http://%s-predictor.%s.svc" (index . 1) (index . 0).Release.Namespace -}}
 {{- else -}}
-{{- printf "http://%s-pods:8080" (index . 1) -}}
+{{- printf "%s://%s-pods:8080" (ternary "https" "http" (ne (index . 2).tls.secretName "")) (index . 1) -}}
 {{- end -}}
 {{- end -}}
 
@@ -119,6 +119,9 @@ Annotations of a model's pods: MODEL. Other prompts make new pods, for they are 
 {{- if .sharedPrompts -}}
 {{- $_ := set $own "checksum/shared-prompts" (toJson .sharedPrompts | sha256sum) -}}
 {{- end -}}
+{{- if and .tls.secretName (not (hasKey .podAnnotations "prometheus.io/scheme")) -}}
+{{- $_ := set $own "prometheus.io/scheme" "https" -}}
+{{- end -}}
 {{- with mustMerge $own .podAnnotations -}}
 {{- toYaml . -}}
 {{- end -}}
@@ -140,7 +143,9 @@ gRPC's port, as a Service has it: MODEL.
   port: 8081
   targetPort: 8081
   protocol: TCP
+  {{- if not .tls.secretName }}
   appProtocol: kubernetes.io/h2c
+  {{- end }}
 {{- end -}}
 {{- end -}}
 
@@ -161,6 +166,10 @@ args:
   - --log_format=json
   {{- with include "kserve-llamacpp.model.grpcArgs" $model }}
   {{- . | nindent 2 }}
+  {{- end }}
+  {{- if $model.tls.secretName }}
+  - --ssl_certfile=/etc/kserve-llamacpp-tls/tls.crt
+  - --ssl_keyfile=/etc/kserve-llamacpp-tls/tls.key
   {{- end }}
   {{- with $model.args }}
   {{- toYaml . | nindent 2 }}
@@ -183,6 +192,9 @@ startupProbe:
   httpGet:
     path: /v1/models/{{ $name }}
     port: 8080
+    {{- if $model.tls.secretName }}
+    scheme: HTTPS
+    {{- end }}
   periodSeconds: 2
   timeoutSeconds: 5
   failureThreshold: {{ ceil (divf $model.startupSeconds 2) }}
@@ -190,6 +202,9 @@ readinessProbe:
   httpGet:
     path: /v1/models/{{ $name }}
     port: 8080
+    {{- if $model.tls.secretName }}
+    scheme: HTTPS
+    {{- end }}
   periodSeconds: 2
   timeoutSeconds: 5
   failureThreshold: 1
@@ -198,6 +213,9 @@ livenessProbe:
   httpGet:
     path: /
     port: 8080
+    {{- if $model.tls.secretName }}
+    scheme: HTTPS
+    {{- end }}
   periodSeconds: 10
   timeoutSeconds: 10
   failureThreshold: 6

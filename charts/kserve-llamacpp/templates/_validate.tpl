@@ -26,6 +26,15 @@
 {{- if and $model.isKnative $model.grpc.enabled -}}
 {{- fail (printf "%s.grpc.enabled is not for Knative mode, in which a pod has one port: leave it out." $place) -}}
 {{- end -}}
+{{- if and $model.isKnative $model.tls.secretName -}}
+{{- fail (printf "%s.tls.secretName is not for Knative mode, whose queue-proxy speaks HTTP with the predictor: leave it out." $place) -}}
+{{- end -}}
+{{- if and $model.isKServe (not $model.runtime.create) $model.tls.secretName -}}
+{{- fail (printf "%s.tls.secretName needs a runtime that mounts it: set %s.runtime.create to true." $place $place) -}}
+{{- end -}}
+{{- if and $.Values.proxy.enabled (eq $name (include "kserve-llamacpp.proxy.model" $)) $model.tls.secretName (not $.Values.proxy.config.upstream_tls) -}}
+{{- fail (printf "%s.tls.secretName is set, but the proxy does not know its authority: set proxy.config.upstream_tls, with a ca_file from proxy.extraVolumes." $place) -}}
+{{- end -}}
 {{- include "kserve-llamacpp.validate.drain" (list $place $model.terminationGracePeriodSeconds $model.drainDelaySeconds $model.graceSeconds (printf "%s.drainDelaySeconds and graceSeconds" $place)) -}}
 {{- include "kserve-llamacpp.validate.args" (list $place $model.args) -}}
 {{- end -}}
@@ -185,7 +194,7 @@ What the chart decides is not decided again: list PLACE ARGS.
 */}}
 {{- define "kserve-llamacpp.validate.args" -}}
 {{- $place := index . 0 -}}
-{{- $instead := dict "--drain_delay_seconds" "drainDelaySeconds" "--grace_seconds" "graceSeconds" "--model_name" "the model's key" "--model_dir" "storageUri or volume" "--enable_grpc" "grpc.enabled" "--prefix_sharing" "prefixSharing" "--shared_prompts" "sharedPrompts" -}}
+{{- $instead := dict "--drain_delay_seconds" "drainDelaySeconds" "--grace_seconds" "graceSeconds" "--model_name" "the model's key" "--model_dir" "storageUri or volume" "--enable_grpc" "grpc.enabled" "--prefix_sharing" "prefixSharing" "--shared_prompts" "sharedPrompts" "--ssl_certfile" "tls.secretName" "--ssl_keyfile" "tls.secretName" -}}
 {{- range index . 1 -}}
 {{- $flag := first (splitList "=" .) -}}
 {{- if hasKey $instead $flag -}}
