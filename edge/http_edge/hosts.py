@@ -83,6 +83,7 @@ def open_to_all(bound: str, remedies: Sequence[str]) -> str | None:
     )
 
 
+@lru_cache(_KEPT_ANSWERS)
 def host_name(value: str) -> str | None:
     """Return the name in a `Host` header's value, without its port; None where it is no host."""
     found = _HOST.fullmatch(value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from http_edge.head_rules import (
     target_of,
 )
 from http_edge.hosts import HostRules
+from openai_protocol import resume
 from openai_protocol.errors import ApiError, InvalidRequest
 
 HOST = (b"host", b"localhost")
@@ -172,3 +175,30 @@ def test_a_length_of_a_part() -> None:
     for value in (b"0", b"7", b"10"):
         check_inference_length([(b"inference-header-content-length", value)], 10)
     check_inference_length([(b"content-length", b"abc")], 10)
+
+
+# Where requests' heads are read; dialects and routing read those of upstreams' answers.
+SOURCES = ("predictor/kserve_llamacpp", "proxy/openai_proxy", "edge/http_edge")
+OF_ANSWERS = ("dialects", "routing", "backends", "translation.py")
+LOOKED_UP = re.compile(
+    r"headers\.get\(\s*b?\"([a-z-]+)\"|headers\[b?\"([a-z-]+)\"\]|header\(\w+, b\"([a-z-]+)\"\)"
+    r"|name == b\"([a-z-]+)\"|^HEADER = \"([a-z-]+)\"",
+    re.MULTILINE,
+)
+
+
+def test_every_header_is_decided() -> None:
+    """Each header that one of the servers looks up is of one value, or a list, by these rules."""
+    root = Path(__file__).parents[2]
+    files = [file for source in SOURCES for file in (root / source).rglob("*.py")]
+    found = {resume.HEADER} | {
+        name
+        for file in files
+        if not set(OF_ANSWERS) & set(file.parts)
+        for groups in LOOKED_UP.findall(file.read_text(encoding="utf-8"))
+        for name in groups
+        if name
+    }
+    assert {"x-tenant", "authorization", "x-request-id", "origin", "expect"} <= found
+    decided = {name.decode() for name in SINGLE | LISTS} | {"host", "transfer-encoding"}
+    assert found - decided == set()
