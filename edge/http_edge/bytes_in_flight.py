@@ -13,6 +13,9 @@ from typing import Any
 MIB = 1024 * 1024
 COST_PER_BYTE = 4
 COST_PER_VALUE = 64
+COST_PER_HEADER = 256
+# What a request costs besides its body while it runs: its tasks, its upstream's connection.
+COST_PER_REQUEST = 64 * 1024
 # Requests up to this cost may use all of the budget, larger ones three quarters: a few large ones
 # leave room for the many small.
 SMALL_COST = 256 * 1024
@@ -73,10 +76,15 @@ class Lease:
         self.held += cost
         self._budget.used += cost
 
+    def shrink(self, held: int) -> None:
+        """Give back what is held beyond so much."""
+        if held < self.held:
+            self._budget.used -= self.held - held
+            self.held = held
+
     def release(self) -> None:
         """Give all back; may be called twice."""
-        self._budget.used -= self.held
-        self.held = 0
+        self.shrink(0)
 
 
 def attach_lease(scope: MutableMapping[str, Any], lease: Lease) -> None:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from http_edge import bounds, head_rules
-from http_edge.bytes_in_flight import COST_PER_BYTE, Lease
+from http_edge.bytes_in_flight import COST_PER_BYTE, COST_PER_HEADER, Lease
 from http_edge.client_connection import EXTENSION, PART_BYTES, ClientConnection, certificate_name
 from http_edge.connections import Connections
 from http_edge.deadlines import Progress
@@ -22,7 +22,7 @@ from openai_protocol.errors import ApiError, ErrorCode, InvalidRequest, overload
 # So long a TLS client may take to say goodbye, once the server ends: some never do.
 GOODBYE_SECONDS = 1.0
 _PART_BYTES = 32 * 1024  # what the parser gets at a time
-_FREE_HEAD_BYTES = 8 * 1024  # longer heads are bytes in flight
+_FREE_HEAD_COST = 8 * 1024  # what costs more is in flight, until the head is complete
 _ACKED = struct.Struct("<Q")
 _ACKED_AT = 120  # tcpi_bytes_acked in Linux's tcp_info
 
@@ -118,9 +118,8 @@ class BoundedConnection(HttpToolsProtocol):
             return _too_long(f"The request's head is longer than {max_bytes} bytes.")
         if len(self.headers or ()) > bounds.MAX_HEADERS:  # none before the first head
             return _too_long(f"The request has more than {bounds.MAX_HEADERS} headers.")
-        if num_bytes > _FREE_HEAD_BYTES and not self._head.take(
-            COST_PER_BYTE * num_bytes - self._head.held
-        ):
+        cost = COST_PER_BYTE * num_bytes + COST_PER_HEADER * len(self.headers or ())
+        if cost > _FREE_HEAD_COST and not self._head.take(cost - self._head.held):
             return overloaded("The server has as many bytes in flight as it may have")
         return None
 

@@ -296,8 +296,9 @@ def read_config(args: argparse.Namespace) -> Config:
         write_timeout_seconds=args.write_timeout_seconds,
         timeout_keep_alive=args.timeout_keep_alive,
         min_bytes_per_second=args.min_bytes_per_second,
-        max_connections=args.max_connections or max_connections(),
-        max_bytes_in_flight=byte_capacity(args.max_bytes_in_flight, args.max_body_bytes),
+        max_connections=args.max_connections
+        or max_connections(available, is_secure=args.ssl_certfile is not None),
+        max_bytes_in_flight=byte_capacity(args.max_bytes_in_flight, args.max_body_bytes, available),
         max_json_depth=args.max_json_depth,
         max_json_values=args.max_json_values,
         max_messages=args.max_messages,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from http_edge import cgroup
 from http_edge.bounds import MAX_CONNECTIONS, Bounds
-from http_edge.bytes_in_flight import MIB, default_capacity, least_capacity
+from http_edge.bytes_in_flight import COST_PER_REQUEST, MIB, default_capacity, least_capacity
 from kserve_llamacpp.errors import ConfigurationError
 from openai_protocol.json_shape import MAX_JSON_DEPTH, MAX_JSON_VALUES, NUMBERS_PER_VALUE
 from openai_protocol.requests import MAX_MESSAGES
@@ -80,24 +79,25 @@ def _add_connection_limits(add: Callable[..., object]) -> None:
         type=int,
         default=0,
         help="Connections of clients; for one more, that is closed which has waited longest for "
-        "its client to send something. 0: half of what the limit of open files leaves, "
-        f"{MAX_CONNECTIONS} at most.",
+        "its client to send something. 0: what fits into a quarter of the memory that is available "
+        "at the start (8 KiB each, 64 KiB with TLS) and into half of what the limit of open files "
+        f"leaves, {MAX_CONNECTIONS} at most.",
     )
     add(
         "--max_bytes_in_flight",
         type=int,
         default=0,
-        help="Memory for requests and answers on their way, where a byte of a body counts 4 "
-        "times; what has no room gets 503. 0: a sixteenth of the memory that is available at the "
-        f"start, {_MOST_BYTES // MIB} MiB at most.",
+        help="Memory for requests and answers on their way, where a byte of a body counts 4 times "
+        f"and a request {COST_PER_REQUEST} bytes more; what has no room gets 503. 0: a sixteenth of "
+        f"the memory that is available at the start, {_MOST_BYTES // MIB} MiB at most.",
     )
 
 
-def byte_capacity(asked: int, max_body_bytes: int) -> int:
+def byte_capacity(asked: int, max_body_bytes: int, available: int | None) -> int:
     """Return how many bytes may be in flight; 0 asks for the default. Raises ConfigurationError."""
     least = least_capacity(max_body_bytes)
     if not asked:
-        share = default_capacity(max_body_bytes, _BYTES_SHARE, cgroup.available_memory())
+        share = default_capacity(max_body_bytes, _BYTES_SHARE, available)
         return max(least, min(share, _MOST_BYTES))
     if asked < least:
         raise ConfigurationError(

@@ -81,7 +81,7 @@ class Lifecycle:
         self._concurrency = Concurrency()
         self._available_memory = cgroup.available_memory()
         self._budget = ByteBudget(settings.byte_capacity(self._available_memory))
-        self._connections = Connections(settings.bounds, self._budget)
+        self._connections = Connections(settings.bounds(self._available_memory), self._budget)
         self._tracing = self._start_tracing()
         self._observers: list[Observer] = [self._metrics]
         if self._tracing is not None:
@@ -180,7 +180,7 @@ class Lifecycle:
         service.use_backend(self._backend_url, self._backend_model)
         self._settings = settings
         self._budget.capacity = settings.byte_capacity(self._available_memory)
-        self._connections.bounds = settings.bounds
+        self._connections.bounds = settings.bounds(self._available_memory)
         self._use(service)
         self._current.app = self._app(service)
         self._watch(service)

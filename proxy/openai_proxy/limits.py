@@ -12,6 +12,7 @@ import asyncio
 
 from http_edge.bytes_in_flight import (
     COST_PER_BYTE,
+    COST_PER_REQUEST,
     ByteBudget,
     Lease,
     attach_lease,
@@ -110,6 +111,8 @@ class _Admission:
             raise _no_room()
         if counts and not message.get("more_body", False):
             self.check_place()
+            if not self.lease.take(COST_PER_REQUEST):
+                raise _no_room()
             self._is_running = True
             self._concurrency.num_running += 1
 

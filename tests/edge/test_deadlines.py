@@ -45,4 +45,10 @@ def test_without_a_rate_something_must_move() -> None:
 )
 def test_connections_fit_the_open_files(num_files: int, expected: int) -> None:
     """Each connection of a client has one to an upstream beside it, and others need files, too."""
-    assert max_connections(num_files) == expected
+    assert max_connections(None, num_files=num_files) == expected
+
+
+def test_connections_fit_the_memory() -> None:
+    """A quarter of the memory is for connections, which cost more with TLS."""
+    assert max_connections(256 << 20, num_files=10**6) == 8192
+    assert max_connections(256 << 20, num_files=10**6, is_secure=True) == 1024

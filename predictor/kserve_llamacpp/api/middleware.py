@@ -13,7 +13,7 @@ from uuid import uuid4
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from http_edge.bytes_in_flight import COST_PER_BYTE, ByteBudget, Lease, cost_of
+from http_edge.bytes_in_flight import COST_PER_BYTE, COST_PER_REQUEST, ByteBudget, Lease, cost_of
 from http_edge.client_connection import client_connection, send_last
 from http_edge.head_rules import HeadRules, check_inference_length
 from openai_protocol.errors import (
@@ -133,6 +133,8 @@ class RequestGate:
                 raise _no_room()
             chunks.append(chunk)
             if not message.get("more_body", False):
+                if scope["method"] == "POST" and not lease.take(COST_PER_REQUEST):
+                    raise _no_room()
                 return b"".join(chunks)
 
     def _check_size(self, size: int) -> None:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic_core import from_json
 
-from http_edge.bytes_in_flight import Lease, lease_of
+from http_edge.bytes_in_flight import COST_PER_REQUEST, Lease, lease_of
 from openai_protocol.errors import ApiError
 from openai_protocol.request_limits import RequestLimits
 from openai_protocol.requests import ChatCompletionRequest, CompletionRequest
@@ -152,7 +152,7 @@ class Held:
             return
         self.call = self.request = None
         if self._lease is not None:
-            self._lease.release()
+            self._lease.shrink(COST_PER_REQUEST)
 
 
 async def ask(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
-from http_edge.bounds import MAX_CONNECTIONS, Bounds, max_connections
-from http_edge.bytes_in_flight import COST_PER_BYTE, COST_PER_VALUE
+from http_edge.bounds import MAX_CONNECTIONS, Bounds
+from http_edge.bytes_in_flight import COST_PER_BYTE, COST_PER_REQUEST, COST_PER_VALUE
 from openai_protocol.json_shape import MAX_JSON_DEPTH, MAX_JSON_VALUES, NUMBERS_PER_VALUE
 from openai_protocol.requests import MAX_MESSAGES
 from openai_proxy.config.types import Seconds
@@ -69,25 +69,15 @@ class LimitsSettings(BaseModel):
         0,
         ge=0,
         description="Connections of clients; for one more, that is closed which has waited "
-        "longest for its client to send something. 0: half of what the limit of open files "
-        f"leaves, {MAX_CONNECTIONS} at most.",
+        "longest for its client to send something. 0: what fits into a quarter of the memory that "
+        "is available at the start (8 KiB each, 64 KiB with TLS) and into half of what the limit "
+        f"of open files leaves, {MAX_CONNECTIONS} at most.",
     )
     max_bytes_in_flight: int = Field(
         0,
         ge=0,
         description="Memory for requests and answers on their way, where a byte of a body counts "
-        f"{COST_PER_BYTE} times, and each value {COST_PER_VALUE} bytes more; what has no room gets "
-        "503. 0: a quarter of the memory that is available at the start.",
+        f"{COST_PER_BYTE} times, each value {COST_PER_VALUE} bytes and each request that runs "
+        f"{COST_PER_REQUEST} bytes more; what has no room gets 503. 0: half of the memory that is "
+        "available at the start.",
     )
-
-    @property
-    def bounds(self) -> Bounds:
-        """What a connection may take."""
-        return Bounds(
-            head_seconds=self.head_timeout_seconds,
-            body_seconds=self.body_timeout_seconds,
-            write_seconds=self.write_timeout_seconds,
-            idle_seconds=self.idle_timeout_seconds,
-            min_bytes_per_second=self.min_bytes_per_second,
-            max_connections=self.max_connections or max_connections(),
-        )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from http_edge.bounds import Bounds, max_connections
 from http_edge.bytes_in_flight import default_capacity, least_capacity
 from openai_proxy.config.api import ApiSettings
 from openai_proxy.config.backend import BackendSettings
@@ -21,7 +22,7 @@ from openai_proxy.config.server import ServerSettings
 from openai_proxy.config.tracing import TracingSettings
 from openai_proxy.config.upstreams import DEFAULT_UPSTREAM, UpstreamSettings, UpstreamsSettings
 
-_BYTES_SHARE = 0.25
+_BYTES_SHARE = 0.5
 
 
 class Settings(
@@ -90,6 +91,18 @@ class Settings(
                 "other, or leave it out"
             )
         return self
+
+    def bounds(self, available: int | None) -> Bounds:
+        """Return what connections may take, where so many bytes were available at the start."""
+        return Bounds(
+            head_seconds=self.head_timeout_seconds,
+            body_seconds=self.body_timeout_seconds,
+            write_seconds=self.write_timeout_seconds,
+            idle_seconds=self.idle_timeout_seconds,
+            min_bytes_per_second=self.min_bytes_per_second,
+            max_connections=self.max_connections
+            or max_connections(available, is_secure=self.tls is not None),
+        )
 
     def byte_capacity(self, available: int | None) -> int:
         """Return how many bytes may be in flight, where so many were available at the start."""

@@ -46,7 +46,8 @@ class Call:
 
     def without_prompt(self) -> Call:
         """Return what an answer is built from: a call without body and texts, but their number."""
-        return replace(self, body=b"", asked=None if self.asked is None else _emptied(self.asked))
+        asked = None if self.asked is None else _emptied(self.asked)
+        return replace(self, body=b"", asked=asked, prompt=None)
 
 
 def _emptied(
