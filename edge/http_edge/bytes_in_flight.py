@@ -38,6 +38,11 @@ class ByteBudget:
         """What requests of more than `SMALL_COST` may use together with all others."""
         return self.capacity * 3 // 4
 
+    @property
+    def most_of_one(self) -> int:
+        """What one request counts at most, so that it fits beside small ones."""
+        return self.capacity // 2
+
     def fits(self, cost: int, held: int = 0) -> bool:
         """Tell whether a request that holds so much may take so much more."""
         if held + cost <= SMALL_COST:
@@ -57,18 +62,18 @@ class Lease:
     def take(self, cost: int) -> bool:
         """Take more, unless it does not fit; tells whether it did.
 
-        What one request takes counts no more than large ones may use: alone it always fits.
+        One request counts for half of the capacity at most: without other large ones it fits.
         """
         if not self.could_take(cost):
             return False
-        taken = max(0, min(cost, self._budget.large_capacity - self.held))
+        taken = max(0, min(cost, self._budget.most_of_one - self.held))
         self.held += taken
         self._budget.used += taken
         return True
 
     def could_take(self, cost: int) -> bool:
         """Tell whether `take` would take so much now."""
-        cost = min(cost, self._budget.large_capacity - self.held)
+        cost = min(cost, self._budget.most_of_one - self.held)
         return cost <= 0 or self._budget.fits(cost, self.held)
 
     def charge(self, cost: int) -> None:

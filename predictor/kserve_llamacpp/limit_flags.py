@@ -88,8 +88,8 @@ def _add_connection_limits(add: Callable[..., object]) -> None:
         type=int,
         default=0,
         help="Memory for requests and answers on their way, where a byte of a body counts 4 times "
-        f"and a request {COST_PER_REQUEST} bytes more; what has no room gets 503. 0: a sixteenth of "
-        f"the memory that is available at the start, {_MOST_BYTES // MIB} MiB at most.",
+        f"and a request {COST_PER_REQUEST} bytes more; what has no room gets 503. 0: a sixteenth "
+        f"of the memory that is available at the start, {_MOST_BYTES // MIB} MiB at most.",
     )
 
 

@@ -35,21 +35,25 @@ def test_what_does_not_fit_is_not_taken() -> None:
 def test_large_ones_leave_room_for_small_ones() -> None:
     """The last quarter is for small requests: a few large ones do not keep them out."""
     budget = ByteBudget(8 * MIB)
-    assert Lease(budget).take(6 * MIB)
+    assert Lease(budget).take(4 * MIB)
+    assert Lease(budget).take(2 * MIB)
     assert not Lease(budget).take(SMALL_COST + 1)
     small = [Lease(budget) for _ in range(8)]
     assert all(lease.take(SMALL_COST) for lease in small)
     assert not Lease(budget).take(1)
 
 
-def test_alone_all_fits() -> None:
-    """What costs more than there is counts as all that large ones may use, and comes in alone."""
+def test_without_other_large_ones_all_fits() -> None:
+    """What costs more than there is counts as half of it, and comes in beside small ones."""
     budget = ByteBudget(8 * MIB)
+    small = Lease(budget)
+    assert small.take(SMALL_COST)
     lease = Lease(budget)
+    assert lease.take(3 * MIB)
     assert lease.take(100 * MIB)
-    assert lease.take(100 * MIB)
-    assert budget.used == lease.held == budget.large_capacity
-    assert not Lease(budget).take(MIB)
+    assert lease.held == 4 * MIB
+    assert not Lease(budget).take(100 * MIB)
+    assert Lease(budget).take(MIB)
 
 
 def test_what_is_there_is_charged_beyond_the_capacity() -> None:

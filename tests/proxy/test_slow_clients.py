@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 from aiohttp import web
 
-from http_edge.bytes_in_flight import MIB, least_capacity
+from http_edge.bytes_in_flight import COST_PER_REQUEST, MIB, least_capacity
 from openai_proxy.config import ConfigError, load
 from tests.proxy import harness
 from tests.proxy.harness import CHAT, COMPLETION, MESSAGES, Proxy, StandIn, until
@@ -223,7 +223,7 @@ async def test_a_stream_does_not_hold_its_request(upstream: StandIn, path: str) 
                 held, peak = tracemalloc.get_traced_memory()
                 assert peak > len(body)
                 assert held < MIB
-                assert proxy.lifecycle._budget.used == 0
+                assert proxy.lifecycle._budget.used == COST_PER_REQUEST
                 ending.set()
                 await response.read()
         finally:
