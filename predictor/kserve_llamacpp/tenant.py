@@ -16,6 +16,7 @@ from openai_protocol.requests import GenerationRequest
 HEADER = "x-tenant"
 _TENANT = re.compile(r"[!-~](?:[ -~]{0,126}[!-~])?")
 _HASH_DIGITS = 32
+_KEYS = ("x-api-key", "api-key", "authorization")  # the most telling first
 
 PrefixSharing = Literal["tenant", "all"]
 
@@ -51,7 +52,7 @@ def tenant_of(headers: Mapping[str, str], user: str | None) -> Tenant:
                 param="X-Tenant",
             )
         return Tenant(f"tenant:{named}", f"tenant:{named}")
-    key = headers.get("x-api-key") or headers.get("authorization")
+    key = next((headers[name] for name in _KEYS if headers.get(name)), None)
     domain = ""
     if key:
         digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()

@@ -105,6 +105,7 @@ class Assembly:
             base_url,
             self._backend_dialect,
             Endpoints(url.host, url.port, None),
+            Access(HeaderRules(settings.headers or HeaderSettings())),
             dialect_name=settings.dialect,
             render=self._backend_renderer.render if self._backend_renderer is not None else None,
         )

@@ -96,6 +96,9 @@ def test_upstream(values: dict[str, Any], url: str) -> None:
 
     assert data["upstream_url"] == url
     assert "without_upstream" not in data
+    # only our own predictor is told which clients have the same key
+    is_ours = "vllm" not in url
+    assert data.get("upstream_headers") == ({"tenant_from_key": True} if is_ours else None)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,11 @@ def test_proxy_settings(release: Rendered) -> None:
     held = yaml.safe_load(release.one("ConfigMap")["data"]["config.yaml"])
     # A change of the manifest brings new pods: only a file can be read again.
     assert held.pop("config_poll_seconds") == 0
-    assert {variable_of(name): str(value) for name, value in held.items()} == env
+    found = {
+        variable_of(name): json.dumps(value) if isinstance(value, dict) else str(value)
+        for name, value in held.items()
+    }
+    assert found == env
 
 
 def test_proxy_volumes(release: Rendered) -> None:

@@ -26,6 +26,7 @@ def _key(value: str) -> str:
         ({"x-tenant": "a", "x-api-key": "k", "authorization": "b"}, "u", "tenant:a", "tenant:a"),
         ({"x-api-key": "k", "authorization": "b"}, "u", "user:u", _key("k")),
         ({"x-api-key": "k", "authorization": "b"}, None, _key("k"), _key("k")),
+        ({"api-key": "k", "authorization": "b"}, None, _key("k"), _key("k")),
         ({"authorization": "Bearer b"}, None, _key("Bearer b"), _key("Bearer b")),
         ({"x-tenant": "A b"}, None, "tenant:A b", "tenant:A b"),
     ],

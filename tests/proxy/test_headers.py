@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,35 @@ def test_pass() -> None:
     assert sent(**{"pass": ["X-Tenant"]}) == {**OWN, "x-tenant": "blue"}
     assert sent(**{"pass": ["x-trace-*"]}) == {**OWN, "x-trace-id": "7"}
     assert sent(**{"pass": []}) == OWN
+
+
+def test_tenant_from_key() -> None:
+    """A client's key gives it a name of its own, which is no key, unless a tenant is named."""
+    keys = [("authorization", "Bearer of-a"), ("x-api-key", "of-a"), ("api-key", "of-a")]
+    named = rules(tenant_from_key=True)
+    found = {dict(named.apply([], [key]))["x-tenant"] for key in keys}
+    other = dict(named.apply([], [("x-api-key", "of-b")]))["x-tenant"]
+
+    assert re.fullmatch("key-[0-9a-f]{32}", other)
+    assert "of-b" not in other
+    assert other not in found
+    assert named.apply([], keys) == named.apply([], [keys[1]])
+    assert sent(tenant_from_key=True) == {**OWN, **LISTED}
+    assert named.apply([], []) == named.apply([], [("x-api-key", "")]) == named.apply([]) == []
+
+
+@pytest.mark.parametrize("rule", [{"drop": ["x-tenant"]}, {"drop": ["x-*"]}, {}])
+def test_no_tenant_from_key(rule: dict[str, Any]) -> None:
+    """A key gives no tenant unless that is asked for, and not where the header is dropped."""
+    asked = {"tenant_from_key": True} if rule else {}
+    assert rules(**rule, **asked).apply([], [("x-api-key", "of-a")]) == []
+
+
+def test_tenants_that_clients_may_not_choose() -> None:
+    """Where no `X-Tenant` of a client passes its key names it, and what is set stands alone."""
+    passed = sent(**{"pass": [], "tenant_from_key": True})
+    assert passed["x-tenant"].startswith("key-")
+    assert sent(set={"x-tenant": "red"}, tenant_from_key=True)["x-tenant"] == "red"
 
 
 def test_keys_of_clients() -> None:

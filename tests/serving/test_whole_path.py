@@ -137,6 +137,20 @@ async def test_a_client_that_leaves_frees_the_engine(proxy: Proxy) -> None:
     assert end["end"] == "cancelled"
 
 
+async def test_clients_with_keys_share_no_prefixes(proxy: Proxy) -> None:
+    """What a client with one key has asked is not told to one with another, nor is its key."""
+    ask = {"model": "smollm2", "prompt": "My card is 4111 1111 1111 1234, bye", "max_tokens": 1}
+    cached = []
+    async with httpx2.AsyncClient(base_url=proxy.url, timeout=90) as http:
+        for key in ("alice", "bob", "alice"):
+            headers = {"authorization": f"Bearer key-of-{key}"}
+            answer = await http.post("/v1/completions", json=ask, headers=headers)
+            cached.append(answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+    assert cached[:2] == [0, 0]
+    assert cached[2] > 10
+
+
 async def test_killed_engine(proxy: Proxy) -> None:
     """SIGKILL of the engine under a stream through the proxy: the stream goes on to its end."""
     async with connect(proxy) as client:

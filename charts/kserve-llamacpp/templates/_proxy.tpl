@@ -6,6 +6,10 @@ The proxy's configuration file.
 {{- if not .Values.proxy.config.upstreams -}}
 {{- with include "kserve-llamacpp.proxy.upstreamUrl" . -}}
 {{- $_ := set $settings "upstream_url" . -}}
+{{- /* The release's own predictor may tell clients apart by their keys' hashes; others need not. */ -}}
+{{- if include "kserve-llamacpp.proxy.model" $ -}}
+{{- $_ := set $settings "upstream_headers" (dict "tenant_from_key" true) -}}
+{{- end -}}
 {{- else -}}
 {{- $_ := set $settings "without_upstream" true -}}
 {{- end -}}

@@ -21,6 +21,7 @@ from openai_proxy.config.models import ModelsSettings
 from openai_proxy.config.server import ServerSettings
 from openai_proxy.config.tracing import TracingSettings
 from openai_proxy.config.upstreams import DEFAULT_UPSTREAM, UpstreamSettings, UpstreamsSettings
+from openai_proxy.routing.headers import HeaderSettings
 
 _BYTES_SHARE = 0.5
 
@@ -112,6 +113,9 @@ class Settings(
 
     def backend_upstream(self, url: str) -> UpstreamSettings:
         """Return the backend as an upstream: a command speaks as its settings say."""
+        if self.backend == "llamacpp":
+            headers = HeaderSettings(tenant_from_key=True)
+            return UpstreamSettings(name=DEFAULT_UPSTREAM, url=url, headers=headers)
         if self.backend not in ("command", "shimmy"):
             return UpstreamSettings(name=DEFAULT_UPSTREAM, url=url)
         return UpstreamSettings(

@@ -12,6 +12,7 @@ headers:
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable
 from functools import lru_cache
@@ -55,6 +56,9 @@ _CREDENTIAL = re.compile(
 )
 # Those of them that dialects withhold by themselves.
 _WITHHELD = frozenset({"authorization", "x-api-key", "api-key", "cookie"})
+# Where a client's key stands, the most telling first, as the predictor looks for it.
+_KEYS_OF_TENANTS = ("x-api-key", "api-key", "authorization")
+_TENANT = "x-tenant"
 _KEPT_ANSWERS = 1024
 
 
@@ -133,6 +137,12 @@ class HeaderSettings(BaseModel):
         description="Headers that are sent, instead of others of that name: a value, or "
         "`{value_file: PATH}`.",
     )
+    tenant_from_key: bool = Field(
+        default=False,
+        description="Send `X-Tenant` with a hash of the client's key, where it has one and no "
+        "`X-Tenant` passes: our predictor keeps the cached prefixes of tenants apart. The proxy's "
+        "own predictor gets it in any case; others could tell clients apart by it.",
+    )
 
 
 class HeaderRules:
@@ -143,6 +153,9 @@ class HeaderRules:
         self._passed = _Names(settings.pass_)
         self._dropped = _Names(settings.drop)
         self._keys = _WITHHELD.intersection(settings.pass_)
+        self._names_tenants = settings.tenant_from_key and (
+            _TENANT not in self._dropped and _TENANT not in settings.set
+        )
         self._is_kept = lru_cache(_KEPT_ANSWERS)(self._decide)
         self._set = {
             name: SecretText(f"header {name}", value.value, value.value_file, header_value, clock)
@@ -166,6 +179,8 @@ class HeaderRules:
                 pair for pair in from_client if pair[0] in self._keys and self._is_kept(pair[0])
             ]
         kept += [(name, secret.value()) for name, secret in self._set.items()]
+        if self._names_tenants and from_client and all(name != _TENANT for name, _ in kept):
+            kept += _tenant_of(dict(from_client))
         return kept
 
     def _decide(self, name: str) -> bool:
@@ -176,6 +191,15 @@ class HeaderRules:
         is_key = _CREDENTIAL.search(name) is not None
         is_passed = name in (self._passed.names if is_key else self._passed)
         return is_passed and name not in self._dropped
+
+
+def _tenant_of(client: dict[str, str]) -> Headers:
+    """Return the header that tells clients apart by their keys, and is of no use as a key."""
+    key = next((client[name] for name in _KEYS_OF_TENANTS if client.get(name)), None)
+    if key is None:
+        return []
+    digest = hashlib.sha256(b"x-tenant:" + key.encode("utf-8", "surrogateescape")).hexdigest()
+    return [(_TENANT, f"key-{digest[:32]}")]
 
 
 class _Names:
