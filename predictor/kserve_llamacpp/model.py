@@ -62,6 +62,7 @@ class LlamaCppModel(Model):  # type: ignore[misc]  # kserve has no types
                 tenant = tenant_of(headers, request.user)
                 with place_named(f"instances[{at}]"):
                     generations += await self._submit(request, request_id, tenant)
+                await asyncio.sleep(0)  # others have their turn between two instances
             predictions = await asyncio.gather(
                 *(_predict(generation, at) for at, generation in enumerate(generations))
             )

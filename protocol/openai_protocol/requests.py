@@ -204,7 +204,10 @@ class CompletionRequest(GenerationRequest):
 
     def prompts(self) -> list[str | list[int]]:
         """Return the prompts one by one, each as text or as token ids."""
-        if isinstance(self.prompt, str):
-            return [self.prompt]
-        tokens = [item for item in self.prompt if isinstance(item, int)]
-        return [tokens] if tokens else [item for item in self.prompt if not isinstance(item, int)]
+        prompt = self.prompt
+        if isinstance(prompt, str):
+            return [prompt]
+        # All are of one kind: a list of a million tokens is neither read nor copied again.
+        if isinstance(prompt[0], int):
+            return [prompt]
+        return list(prompt)

@@ -123,3 +123,11 @@ def test_too_many_biases_are_refused_by_their_number() -> None:
 
     assert (caught.value.param, caught.value.code) == ("logit_bias", "array_above_max_length")
     assert "not 20000" in caught.value.message
+
+
+def test_a_prompt_of_tokens_is_not_copied() -> None:
+    """A list of a million tokens is the same one whenever it is asked for."""
+    request = CompletionRequest(prompt=[1, 2, 3])
+
+    assert request.prompts()[0] is request.prompts()[0]
+    assert request.prompts() == [[1, 2, 3]]
