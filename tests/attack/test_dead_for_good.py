@@ -23,7 +23,7 @@ from tests.attack.canary import MOST_SECONDS, Canary, normal
 from tests.attack.servers import Target, wait_until
 from tests.attack.wire import Connection, request
 
-pytestmark = [pytest.mark.model, pytest.mark.attack]
+pytestmark = pytest.mark.model
 
 LONG = 30_000  # characters: few enough to fit the context, perhaps
 FEW = ("capitals", "spaces and newlines", "accents", "combining", "half specials")

@@ -23,7 +23,7 @@ from tests.attack.standin import StandIn, standin
 from tests.attack.wire import Connection, request
 from tests.predictor import tiny_models
 
-pytestmark = [pytest.mark.model, pytest.mark.attack]
+pytestmark = pytest.mark.model
 
 MIB_FOR_ONE = 64  # what one request, or a few, may take at a time beside its body
 CLOSED_SECONDS = 100.0  # by then what is silent or slow has been closed
@@ -241,7 +241,12 @@ def test_predictor_drops_clients_that_do_not_read(shared_predictor: Target, stre
 
 
 def _deep(depth: int) -> bytes:
-    return b'{"model":"smollm2","prompt":"a","metadata":' + b"[" * depth + b"]" * depth + b"}"
+    return (
+        b'{"model":"smollm2","prompt":"a","max_tokens":1,"metadata":'
+        + b"[" * depth
+        + b"]" * depth
+        + b"}"
+    )
 
 
 def _many_messages(count: int) -> list[dict[str, str]]:
@@ -253,15 +258,19 @@ JSON = {
     "depth of a chat": ("/v1/chat/completions", _deep(100_000)),
     "values": (
         "/v1/completions",
-        b'{"model":"smollm2","prompt":"a","metadata":[' + b"[]," * 2_600_000 + b"[]]}",
+        b'{"model":"smollm2","prompt":"a","max_tokens":1,"metadata":['
+        + b"[]," * 2_600_000
+        + b"[]]}",
     ),
     "strings": (
         "/v1/completions",
-        b'{"model":"smollm2","prompt":"a","metadata":[' + b'"",' * 2_600_000 + b'""]}',
+        b'{"model":"smollm2","prompt":"a","max_tokens":1,"metadata":['
+        + b'"",' * 2_600_000
+        + b'""]}',
     ),
     "numbers": (
         "/v1/completions",
-        b'{"model":"smollm2","prompt":"a","metadata":[' + b"1," * 4_000_000 + b"1]}",
+        b'{"model":"smollm2","prompt":"a","max_tokens":1,"metadata":[' + b"1," * 4_000_000 + b"1]}",
     ),
     "messages": (
         "/v1/chat/completions",
@@ -286,7 +295,7 @@ JSON = {
     ),
     "digits": (
         "/v1/completions",
-        b'{"model":"smollm2","prompt":"a","n":' + b"9" * 8_000_000 + b"}",
+        b'{"model":"smollm2","prompt":"a","max_tokens":1,"n":' + b"9" * 8_000_000 + b"}",
     ),
 }
 

@@ -18,7 +18,7 @@ from tests.attack.fuzzing import Case, Fuzzer
 from tests.attack.memory import MIB, anonymous_bytes
 from tests.attack.servers import Target, wait_until
 
-pytestmark = [pytest.mark.model, pytest.mark.attack]
+pytestmark = pytest.mark.model
 
 SEED = int(os.environ.get("ATTACK_SEED", "1"))
 # of both servers together: half of the requests each, and of the predictor's bodies a part by gRPC

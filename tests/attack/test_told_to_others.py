@@ -18,7 +18,7 @@ from tests.attack.servers import Target
 from tests.attack.standin import StandIn, standin
 from tests.attack.wire import Answer, Connection
 
-pytestmark = [pytest.mark.model, pytest.mark.attack]
+pytestmark = pytest.mark.model
 
 
 def _body(prompt: str = "One", **more: Any) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def _cached(target: Target, prompt: str, *headers: tuple[str, str], **more: Any)
 
 def test_cached_tokens_tell_nothing_of_another_tenant(target: Target) -> None:
     """A prompt that another tenant has sent is no hit, and costs as much as any other."""
-    prompt = f"{target.name}: {texts.words(2500, seed=4)}"
+    prompt = f"{target.name}: {texts.words(600, seed=4)}"
     one, other = ("X-Tenant", "one"), ("X-Tenant", "other")
     assert _cached(target, prompt, one) == 0
     assert _cached(target, prompt, one) > 0
@@ -46,7 +46,7 @@ def test_cached_tokens_tell_nothing_of_another_tenant(target: Target) -> None:
 
 def test_keys_are_tenants_too(shared_predictor: Target) -> None:
     """Requests with different keys share no prefixes; another `user` alone is no other tenant."""
-    prompt = f"keys: {texts.words(2500, seed=5)}"
+    prompt = f"keys: {texts.words(600, seed=5)}"
     one, other = ("Authorization", "Bearer one"), ("Authorization", "Bearer other")
     assert _cached(shared_predictor, prompt, one) == 0
     assert _cached(shared_predictor, prompt, other) == 0
@@ -55,7 +55,7 @@ def test_keys_are_tenants_too(shared_predictor: Target) -> None:
 
 def test_guesses_behind_a_known_prefix_find_nothing(shared_predictor: Target) -> None:
     """A guess at what another has sent behind a known prefix has the same count, right or wrong."""
-    known = f"card: {texts.words(2000, seed=6)} my card number is "
+    known = f"card: {texts.words(600, seed=6)} my card number is "
     _cached(shared_predictor, known + "4929 1187", ("X-Tenant", "victim"))
     counts = {
         _cached(shared_predictor, known + guess, ("X-Tenant", f"thief-{at}"))

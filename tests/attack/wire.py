@@ -108,8 +108,10 @@ class Connection:
         is_chunked = any(f.startswith(b"transfer-encoding:") for f in fields)
         pieces = [body]
         size = len(body)
-        while (not lengths or size < lengths[0]) and not (is_chunked and _is_whole(pieces)):
-            piece = self._receive() if lengths or is_chunked or not head else b""
+        while (
+            head and (not lengths or size < lengths[0]) and not (is_chunked and _is_whole(pieces))
+        ):
+            piece = self._receive()
             if not piece:
                 break
             pieces.append(piece)
