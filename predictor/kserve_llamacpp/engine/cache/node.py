@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from kserve_llamacpp.engine.cache.memory import common_length
+from kserve_llamacpp.engine.sequence import Sequence
+
 Key = tuple[str | None, int]  # salt, token
 
 
@@ -54,6 +57,11 @@ class Node:
         """Whether nothing below it has cells on the device."""
         return all(child.holder is None for child in self.children.values())
 
+    def agreed(self, sequence: Sequence, end: int) -> int:
+        """Return how many of its tokens are the sequence's, too, which ends before `end`."""
+        end = end_of_salt(sequence, self.start, min(end, self.end))
+        return common_length(self.tokens, sequence.tokens[self.start : end])
+
     def below(self) -> Iterator[Node]:
         """Yield all nodes below it, each before those below that."""
         todo = list(self.children.values())
@@ -61,3 +69,13 @@ class Node:
             node = todo.pop()
             yield node
             todo += node.children.values()
+
+
+def key_at(sequence: Sequence, position: int) -> Key:
+    """Return by what the node is found that begins with a sequence's token."""
+    return sequence.salt_at(position), sequence.tokens[position]
+
+
+def end_of_salt(sequence: Sequence, start: int, end: int) -> int:
+    """Return where the tokens from `start` end that have the same salt, at most `end`."""
+    return min(end, sequence.num_unsalted) if start < sequence.num_unsalted else end

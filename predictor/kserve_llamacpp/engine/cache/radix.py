@@ -19,9 +19,8 @@ from kserve_llamacpp.engine.cache.memory import (
     CacheStats,
     Known,
     Memory,
-    common_length,
 )
-from kserve_llamacpp.engine.cache.node import Key, Node
+from kserve_llamacpp.engine.cache.node import Node, end_of_salt, key_at
 from kserve_llamacpp.engine.cache.owners import Owners
 from kserve_llamacpp.engine.sequence import Sequence
 
@@ -120,7 +119,7 @@ class RadixCache:
         node = self._last_nodes.get(sequence.slot) or self._root
         while sequence.num_shared < length:
             if self._must_bring_back(node, sequence, length):
-                num_free = self._bring_back_one(node.children[_key(sequence, node.end)], num_free)
+                num_free = self._bring_back_one(node.children[key_at(sequence, node.end)], num_free)
             next_node = self._extend(node, sequence, length)
             if next_node is None:
                 break
@@ -209,9 +208,9 @@ class RadixCache:
         node = self._root
         path: list[Node] = []
         length = 0
-        while length < limit and (child := node.children.get(_key(sequence, length))) is not None:
+        while length < limit and (child := node.children.get(key_at(sequence, length))) is not None:
             node = child
-            agreed = _agreed(node, sequence, limit)
+            agreed = node.agreed(sequence, limit)
             if agreed < min(len(node.tokens), MIN_SHARED):
                 break
             length += agreed
@@ -270,10 +269,10 @@ class RadixCache:
         """Go one node further down with a sequence's own cells; None when there is no holder."""
         assert sequence.slot is not None
         start = sequence.num_shared
-        child = node.children.get(_key(sequence, start))
+        child = node.children.get(key_at(sequence, start))
         if child is None:
             return self._insert(node, sequence, length)
-        agreed = _agreed(child, sequence, length)
+        agreed = child.agreed(sequence, length)
         if agreed < len(child.tokens):
             if (
                 child.holder is None
@@ -281,7 +280,7 @@ class RadixCache:
                 or not self._split(child, agreed)
             ):
                 return None
-            child = node.children[_key(sequence, start)]
+            child = node.children[key_at(sequence, start)]
         self._lock(child)  # or its state might make way for what is evicted for the holder
         if child.holder is None:
             child.holder = self._take_holder()
@@ -298,10 +297,10 @@ class RadixCache:
 
     def _must_bring_back(self, node: Node, sequence: Sequence, length: int) -> bool:
         """Whether the next node on a sequence's way is on the host, and must be split."""
-        child = node.children.get(_key(sequence, node.end))
+        child = node.children.get(key_at(sequence, node.end))
         if child is None or child.holder is not None or length - node.end < MIN_SHARED:
             return False
-        return _agreed(child, sequence, length) < len(child.tokens)
+        return child.agreed(sequence, length) < len(child.tokens)
 
     def _bring_back_one(self, node: Node, num_free: int) -> int:
         """Restore a node, if there is room for it, and park it; return what is still free."""
@@ -319,7 +318,7 @@ class RadixCache:
         holder = self._take_holder()
         if holder is None:
             return None
-        length = _end_of_salt(sequence, start, length)
+        length = end_of_salt(sequence, start, length)
         salt = sequence.salt_at(start)
         node = Node(sequence.tokens[start:length], start, parent, salt, sequence.owner)
         parent.children[node.key] = node
@@ -435,19 +434,3 @@ class RadixCache:
             for each in [*reversed(list(node.below())), node]:
                 if each.is_parked and each.is_last_on_device:
                     self._evict_node(each)
-
-
-def _key(sequence: Sequence, position: int) -> Key:
-    """Return by what the node is found that begins with a sequence's token."""
-    return sequence.salt_at(position), sequence.tokens[position]
-
-
-def _end_of_salt(sequence: Sequence, start: int, end: int) -> int:
-    """Return where the tokens from `start` end that have the same salt, at most `end`."""
-    return min(end, sequence.num_unsalted) if start < sequence.num_unsalted else end
-
-
-def _agreed(node: Node, sequence: Sequence, end: int) -> int:
-    """Return how many of a node's tokens are the sequence's, too, which ends before `end`."""
-    end = _end_of_salt(sequence, node.start, min(end, node.end))
-    return common_length(node.tokens, sequence.tokens[node.start : end])
