@@ -17,6 +17,8 @@ from kserve_llamacpp.engine.frames import (
     Output,
     Rejected,
     SamplingParams,
+    SharedText,
+    SharePrompts,
     Started,
     Stats,
     Submit,
@@ -136,6 +138,11 @@ class ModelRun(Steps):
             )
         )
         return answer
+
+    def share(self, prompt: list[int]) -> None:
+        """Name a prompt that all may share."""
+        command = SharePrompts([SharedText("named", add_special=False)])
+        self.engine.share_prompts(command, lambda _: prompt)
 
     def step(self) -> None:
         """Run one step, keep its events, check that everything is accounted for."""

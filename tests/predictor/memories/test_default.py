@@ -10,6 +10,7 @@ import random
 
 import pytest
 
+from kserve_llamacpp.engine.worker_options import KVCacheLayout
 from tests.predictor.memories.model_run import Answer, Load, ModelRun, RecordingBackend, words
 
 pytestmark = pytest.mark.model
@@ -64,6 +65,29 @@ def test_common_beginnings(load: Load, architecture: str) -> None:
     assert run.total("cache_evictions") > 0
     # of a layer with a window only the window is saved: nothing of it goes to the host
     assert (run.total("host_cache_hits") > 0) == (architecture != "gemma3")
+    _assert_right(backend, list(zip(prompts, answers, strict=True)))
+
+
+@pytest.mark.parametrize("layout", ["unified", "split"])
+def test_a_named_prompt_of_several_tenants(load: Load, layout: KVCacheLayout) -> None:
+    """Tenants share the cells of a named prompt and have their own behind it; each is right.
+
+    What another tenant has sent behind it is not in what they get.
+    """
+    backend = load("llama", kv_cache=layout)
+    run = ModelRun(backend)
+    named = words(1, 200)
+    run.share(named)
+    secret = words(2, 60)
+    prompts = [[*named, *secret, *words(at, 9)] for at in range(5)]
+    answers = []
+    for tenant, prompt in zip("abcab", prompts, strict=True):
+        answers.append(run.submit(prompt, 8, num_top=_NUM_TOP, cache_salt=tenant))
+        if tenant != "b":  # else beside the next one
+            run.finish()
+
+    run.finish()
+    assert [answer.cached for answer in answers] == [0, 200, 200, 260, 260]
     _assert_right(backend, list(zip(prompts, answers, strict=True)))
 
 
