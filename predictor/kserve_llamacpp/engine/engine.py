@@ -23,10 +23,16 @@ from kserve_llamacpp.engine.frames import (
     Step,
     Submit,
 )
-from kserve_llamacpp.engine.reading import EndedBefore, read, replay, started
+from kserve_llamacpp.engine.preparations import Preparation, Preparations
+from kserve_llamacpp.engine.prompt_reader import PromptReader
+from kserve_llamacpp.engine.reading import PART_TOKENS, EndedBefore, read, replay, show, started
 from kserve_llamacpp.engine.scheduler import Chunk, Plan, Scheduler
 from kserve_llamacpp.engine.sequence import Sampler, Sequence
 from kserve_llamacpp.engine.step_budget import StepBudget
+
+# How long requests are prepared between two steps: a step takes some ten times as long.
+_BUSY_SECONDS = 0.005
+_IDLE_SECONDS = 0.05
 
 
 class KVCacheFull(Exception):
@@ -96,7 +102,8 @@ class Backend(Protocol):
 class Engine:
     """Runs sequences over one model; owner: the engine process, one thread.
 
-    Invariant: between two calls, every event that happened has been returned.
+    `prompts` tells which can be served. Invariant: between two calls, every event that happened
+    has been returned.
     """
 
     def __init__(
@@ -107,13 +114,14 @@ class Engine:
         clock: Callable[[], float],
     ) -> None:
         self._backend = backend
+        self.prompts = PromptReader(backend)
         self._scheduler = scheduler
         self._budget = budget
         self._now = clock
+        self._preparations = Preparations(clock)
         self._shared_prompts = SharedPrompts()
         self._sequences: dict[int, Sequence] = {}
         self._events: list[Event] = []
-        self._known_tokens: list[int] | None = None  # the prompt that was looked through last
         self._steps = 0
         self._prefill_tokens = 0
         self._decode_tokens = 0
@@ -121,15 +129,20 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether a step would do something or has something to tell."""
-        return bool(self._events) or self._scheduler.has_work
+        return bool(self._events or self._preparations) or self._scheduler.has_work
+
+    @property
+    def num_preparing(self) -> int:
+        """How many requests are not in the queue yet, for they are still being prepared."""
+        return len(self._preparations)
 
     def submit(self, request: Submit) -> None:
         """Take a request into the queue, or refuse or end it with events."""
         prompt = request.prompt
         assert prompt is not None, "whoever takes the frames knows the prompt of the one before"
         if isinstance(prompt, str):
-            prompt = self.read_short(prompt, request.add_special)
-        ready = self.with_tokens(request, prompt)
+            prompt = self.prompts.read_short(prompt, request.add_special)
+        ready = self.prompts.with_tokens(request, prompt)
         if isinstance(ready, Rejected):
             self.reject(ready)
             return
@@ -148,15 +161,12 @@ class Engine:
             owner=request.owner,
         )
         sequence.is_resumable = request.is_resumable
-        if self._has_ended(sequence, request):
-            return
-        if request.sampling.logprobs is not None:
-            sequence.draw_again(max(request.num_scored, sequence.text.num_shown))
-        sequence.sampler = self._backend.sampler(request.sampling, prompt)
-        for token in sequence.generated:
-            sequence.sampler.accept(token)
-        self._sequences[sequence.id] = sequence
-        self._scheduler.add(sequence)
+        preparation = self._prepare(sequence, request)
+        if len(request.resume) > PART_TOKENS:
+            self._preparations.put(request.id, request.tenant, preparation)
+        else:
+            for _ in preparation:
+                pass
 
     def share_prompts(
         self, command: SharePrompts, tokenize: Callable[[SharedText], list[int]]
@@ -171,49 +181,38 @@ class Engine:
 
         return self._shared_prompts.replace([partial(followed, each) for each in command.prompts])
 
-    def _has_ended(self, sequence: Sequence, request: Submit) -> bool:
-        """Replay what is resumed; whether that was all, which is told then."""
+    def _prepare(self, sequence: Sequence, request: Submit) -> Preparation:
+        """Replay what is resumed, and let the sequence wait for its turn; comes back in parts.
+
+        Where that was all, its end is told instead.
+        """
         rest, reason = "", request.ended
         if reason is None:
             try:
-                rest, reason = replay(self._backend, sequence)
+                rest, reason = yield from replay(self._backend, sequence)
             except EndedBefore:
                 text = "a resumed token comes after the end of its choice"
                 self.reject(Rejected(request.id, "ended_before", text))
-                return True
+                return
+        yield from show(self._backend, sequence)
         if reason is not None:
             self._announce(sequence)
             self._events.append(Output(sequence.id, [], rest, reason))
-        return reason is not None
-
-    @property
-    def max_length(self) -> int:
-        """The most tokens that a sequence may have."""
-        return self._backend.max_length
-
-    def read_short(self, text: str, add_special: bool) -> list[int]:
-        """Return the token ids of a short text."""
-        return self._backend.tokenize(text, add_special)
-
-    def with_tokens(self, request: Submit, tokens: list[int]) -> Submit | Rejected:
-        """Return the request with these tokens as its prompt, or why it cannot be served."""
-        longest = self.max_length
-        if not tokens:
-            return Rejected(request.id, "empty_prompt", "the prompt has no tokens")
-        if len(tokens) >= longest:
-            return _too_long(request, longest, str(len(tokens)))
-        if len(tokens) + len(request.resume) > longest and request.ended is None:
-            count = f"{len(tokens)} tokens and its answer so far {len(request.resume)}"
-            return _too_long(request, longest, count)
-        if tokens is not self._known_tokens and max(tokens) >= self._backend.n_vocab:
-            text = f"a token id is not below the vocabulary's size, {self._backend.n_vocab}"
-            return Rejected(request.id, "token_out_of_range", text)
-        self._known_tokens = tokens
-        return msgspec.structs.replace(request, prompt=tokens)
-
-    def too_long(self, request: Submit) -> Rejected:
-        """Return why a text that certainly has too many tokens is refused."""
-        return _too_long(request, self.max_length, f"more than {self.max_length}")
+            return
+        if request.sampling.logprobs is not None:
+            sequence.draw_again(max(request.num_scored, sequence.text.num_shown))
+        sampler = self._backend.sampler(request.sampling, sequence.prompt)
+        try:
+            for count, token in enumerate(sequence.generated, start=1):
+                sampler.accept(token)
+                if count % PART_TOKENS == 0:
+                    yield
+        except GeneratorExit:
+            sampler.close()
+            raise
+        sequence.sampler = sampler
+        self._sequences[sequence.id] = sequence
+        self._scheduler.add(sequence)
 
     def reject(self, rejected: Rejected) -> None:
         """Tell that a request is refused."""
@@ -221,6 +220,7 @@ class Engine:
 
     def cancel(self, id: int) -> None:
         """Drop a sequence and its cells now; nothing more is told of it."""
+        self._preparations.drop(id)
         sequence = self._sequences.get(id)
         if sequence is not None:
             self._release(sequence)
@@ -231,6 +231,8 @@ class Engine:
         Raises DecodeFailed when the model is in an unknown state.
         """
         scheduler = self._scheduler
+        is_busy = bool(self._events) or scheduler.has_work
+        self._preparations.run(_BUSY_SECONDS if is_busy else _IDLE_SECONDS)
         plan = scheduler.schedule(self._budget.prefill_tokens(scheduler.num_decoding))
         drawn: list[Draw] = []
         for batch in self._batches(plan):
@@ -259,7 +261,7 @@ class Engine:
     def _announce(self, sequence: Sequence) -> None:
         if not sequence.is_announced:
             sequence.is_announced = True
-            self._events.append(started(self._backend, sequence, sequence.is_resumable))
+            self._events.append(started(sequence, sequence.is_resumable))
 
     def _compute(self, chunks: list[Chunk]) -> list[Draw]:
         """Compute a batch and draw from it; what fails in company is tried again alone."""
@@ -394,16 +396,6 @@ class Engine:
         scheduler.num_preemptions = 0
         cache.stats = CacheStats()
         return stats
-
-
-def _too_long(request: Submit, longest: int, count: str) -> Rejected:
-    return Rejected(
-        request.id,
-        "context_length",
-        f"This model's maximum context length is {longest} tokens. "
-        f"However, your prompt has {count} tokens. "
-        "Please reduce its length, and leave room for the answer.",
-    )
 
 
 def _draw(sequence: Sequence, sampler: Sampler, row: int) -> Draw:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from array import array
+from collections.abc import Generator
 from typing import Protocol
 
 from kserve_llamacpp.engine.frames import FinishReason, Started
 from kserve_llamacpp.engine.sequence import Sequence
+
+PART_TOKENS = 8  # with many long stop strings each may take a millisecond
+Ending = tuple[str, FinishReason | None]  # the rest of the text, and why it is the last
 
 
 class EndedBefore(Exception):
@@ -31,11 +35,11 @@ def read(
     return text + rest, reason
 
 
-def replay(vocabulary: Vocabulary, sequence: Sequence) -> tuple[str, FinishReason | None]:
+def replay(vocabulary: Vocabulary, sequence: Sequence) -> Generator[None, None, Ending]:
     """Read the resumed tokens, whose text was sent before; return why they are the last, if so.
 
     What was held back then is held back again; where there is no room for another token, it is
-    returned as the rest of the text. Raises EndedBefore.
+    returned as the rest of the text. Comes back after each part. Raises EndedBefore.
     """
     rest = ""
     reason: FinishReason | None = None
@@ -44,7 +48,23 @@ def replay(vocabulary: Vocabulary, sequence: Sequence) -> tuple[str, FinishReaso
             raise EndedBefore
         _, is_end = _feed(vocabulary, sequence, token)
         rest, reason = _end(sequence, is_end, count)
+        if count % PART_TOKENS == 0:
+            yield
     return rest if reason == "length" else "", reason
+
+
+def show(vocabulary: Vocabulary, sequence: Sequence) -> Generator[None, None, None]:
+    """Note the text of the resumed tokens that is out, where it is told; comes back in parts."""
+    if sequence.sampling.logprobs is None or not sequence.num_replayed:
+        return
+    sequence.num_shown = sequence.text.num_shown
+    replayed = [*sequence.generated, *sequence.known][: sequence.num_shown]
+    pieces: list[bytes] = []
+    for count, token in enumerate(replayed, start=1):
+        pieces.append(vocabulary.special_piece(token))
+        if count % PART_TOKENS == 0:
+            yield
+    sequence.shown_text = b"".join(pieces)
 
 
 def _feed(vocabulary: Vocabulary, sequence: Sequence, token: int) -> tuple[str, bool]:
@@ -69,22 +89,16 @@ def _end(sequence: Sequence, is_end: bool, count: int) -> tuple[str, FinishReaso
     return rest, "stop" if sequence.text.stopped else reason  # the rest may complete a stop string
 
 
-def started(vocabulary: Vocabulary, sequence: Sequence, is_resumable: bool) -> Started:
+def started(sequence: Sequence, is_resumable: bool) -> Started:
     """Return what is told of a sequence when it starts, before its first draw."""
-    num_shown = 0
-    shown_text = b""
-    if sequence.sampling.logprobs is not None and sequence.num_replayed:
-        num_shown = sequence.text.num_shown
-        replayed = [*sequence.generated, *sequence.known]
-        shown_text = b"".join(vocabulary.special_piece(token) for token in replayed[:num_shown])
     return Started(
         sequence.id,
         prompt_tokens=sequence.num_prompt,
         cached_tokens=min(sequence.num_cached or 0, sequence.num_prompt),
         own_cached_tokens=min(sequence.num_own_cached, sequence.num_prompt),
         prompt_hash=prompt_hash(sequence.tokens[: sequence.num_prompt]) if is_resumable else "",
-        num_shown=num_shown,
-        shown_text=shown_text,
+        num_shown=sequence.num_shown,
+        shown_text=sequence.shown_text,
     )
 
 

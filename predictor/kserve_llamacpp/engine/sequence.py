@@ -88,10 +88,17 @@ class Sequence:
         self.owner = owner
         self.is_announced = False
         self.is_resumable = False
+        self.num_shown = 0  # of the resumed tokens: whose text is out, where that is told
+        self.shown_text = b""
 
     def salt_at(self, position: int) -> str | None:
         """Return the salt of a token: it is shared with those of the same; None: with all."""
         return None if position < self.num_unsalted else self.cache_salt
+
+    @property
+    def prompt(self) -> list[int]:
+        """What it began with."""
+        return self.tokens if self._is_shared else self.tokens[: self.num_prompt]
 
     @property
     def generated(self) -> list[int]:

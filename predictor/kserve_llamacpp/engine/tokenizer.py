@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import select
 from collections.abc import Callable
-from typing import Protocol
 
 import structlog
 
 from kserve_llamacpp.engine.frames import Rejected, Submit
+from kserve_llamacpp.engine.prompt_reader import PromptReader
 from kserve_llamacpp.engine.text_bounds import TextBounds
 from kserve_llamacpp.engine.text_queue import Failure, Text, TextQueue
 from kserve_llamacpp.engine.tokenizer_client import Job, TokenizerProcess
@@ -23,27 +23,6 @@ _UNREADABLE = (
 )
 
 
-class TextEngine(Protocol):
-    """What is asked of the engine about texts."""
-
-    @property
-    def max_length(self) -> int:
-        """The most tokens that a sequence may have."""
-        ...
-
-    def read_short(self, text: str, add_special: bool) -> list[int]:
-        """Return the token ids of a short text."""
-        ...
-
-    def with_tokens(self, request: Submit, tokens: list[int]) -> Submit | Rejected:
-        """Return the request with token ids for its text, or why it cannot be served."""
-        ...
-
-    def too_long(self, request: Submit) -> Rejected:
-        """Return why a text that certainly has too many tokens is refused."""
-        ...
-
-
 class Tokenizer:
     """Turns the texts of requests into token ids; owner: the worker.
 
@@ -53,12 +32,12 @@ class Tokenizer:
 
     def __init__(
         self,
-        engine: TextEngine,
+        prompts: PromptReader,
         start: Callable[[], TokenizerProcess],
         clock: Callable[[], float],
     ) -> None:
         """`start` starts the tokenizer's process; it raises OSError."""
-        self._engine = engine
+        self._prompts = prompts
         self._start = start
         self._now = clock
         self._log = structlog.get_logger("engine.tokenizer")
@@ -138,10 +117,10 @@ class Tokenizer:
         """Find out what a text needs: nothing, a moment, or a process of its own."""
         if self._bounds is None:
             self._new.append(text)
-        elif self._bounds.least_tokens(text.data) > self._engine.max_length:
+        elif self._bounds.least_tokens(text.data) > self._prompts.max_length:
             self._finish(text, Failure.TOO_LONG)
         elif self._bounds.is_short(text.data):
-            self._finish(text, self._engine.read_short(text.prompt, text.add_special))
+            self._finish(text, self._prompts.read_short(text.prompt, text.add_special))
         else:
             self._queue.put(text)
 
@@ -149,7 +128,7 @@ class Tokenizer:
         while self._process is not None and (text := self._queue.next()) is not None:
             try:
                 job = self._process.start(
-                    text.data, text.add_special, self._engine.max_length, text.is_long
+                    text.data, text.add_special, self._prompts.max_length, text.is_long
                 )
             except OSError as error:
                 self._log.warning("tokenizer_start_failed", error=str(error))
@@ -184,13 +163,13 @@ class Tokenizer:
     def _answer(self, request: Submit, result: list[int] | Failure) -> Submit | Rejected:
         match result:
             case Failure.TOO_LONG:
-                return self._engine.too_long(request)
+                return self._prompts.too_long(request)
             case Failure.UNREADABLE:
                 return Rejected(request.id, "unreadable_prompt", _UNREADABLE)
             case Failure.LOST:
                 return Rejected(request.id, "failed", "the tokenizer failed")
             case tokens:
-                return self._engine.with_tokens(request, tokens)
+                return self._prompts.with_tokens(request, tokens)
 
     def _drop(self, text: Text) -> None:
         if text in self._new:

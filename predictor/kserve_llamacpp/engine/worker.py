@@ -221,7 +221,7 @@ def main(argv: list[str]) -> int:
         options = msgspec.structs.replace(options, host_cache_mib=host_cache_mib)
         engine = make_engine(backend, options, time.monotonic)
         channel.send(Hello(backend.facts()))
-        Worker(channel, engine, Tokenizer(engine, tokenizers, time.monotonic)).run()
+        Worker(channel, engine, Tokenizer(engine.prompts, tokenizers, time.monotonic)).run()
     except DecodeFailed as error:
         log.error("decode_failed", error=str(error))
         return EXIT_DECODE_FAILED

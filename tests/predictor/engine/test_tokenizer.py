@@ -9,10 +9,11 @@ from typing import ClassVar
 import pytest
 
 from kserve_llamacpp.engine.frames import Rejected, Submit
+from kserve_llamacpp.engine.prompt_reader import PromptReader
 from kserve_llamacpp.engine.text_bounds import TextBounds
 from kserve_llamacpp.engine.text_queue import Failure
 from kserve_llamacpp.engine.tokenizer import Tokenizer
-from tests.predictor.engine.tokenizing import TextEngineStub, submit
+from tests.predictor.engine.tokenizing import ShortTexts, submit
 
 BOUNDS = TextBounds(short_bytes=10, short_specials=1, special_starts=b"<", longest_tokens=[4] * 256)
 LONG = "long text " * 10
@@ -82,10 +83,10 @@ class TokenizerRun:
     def __init__(self, bounds: TextBounds | None = BOUNDS, max_length: int = 1000) -> None:
         self.all.append(self)
         self.now = 0.0
-        self.engine = TextEngineStub(max_length=max_length)
+        self.texts = ShortTexts(max_length=max_length)
         self.processes: list[FakeTokenizerProcess] = []
         start: Callable[[], FakeTokenizerProcess] = self._start
-        self.tokenizer = Tokenizer(self.engine, start, lambda: self.now)  # type: ignore[arg-type]  # as much of one as is used
+        self.tokenizer = Tokenizer(PromptReader(self.texts), start, lambda: self.now)  # type: ignore[arg-type]  # as much of one as is used
         if bounds is not None:
             self.processes[0].tell(bounds)
             assert self.tokenizer.collect() == []
@@ -152,7 +153,7 @@ def test_until_the_bounds_are_known_texts_wait() -> None:
     run.tokenizer.put(submit(1, "short"))
     run.tokenizer.put(submit(2, LONG))
     assert run.prompts() == {}
-    assert run.jobs == run.engine.short == []
+    assert run.jobs == run.texts.short == []
     run.processes[0].tell(BOUNDS)
     assert run.prompts() == {1: [5]}
     assert len(run.jobs) == 1
@@ -195,7 +196,7 @@ def test_one_tenants_long_texts_keep_no_other_waiting() -> None:
     run = TokenizerRun()
     for number, tenant in enumerate(["a", "a", "b"]):
         run.tokenizer.put(submit(number, f"{number}" * 70_000, tenant))
-    run.engine.max_length = 1 << 20
+    run.texts.max_length = 1 << 20
     assert run.prompts() == {0: "context_length", 1: "context_length", 2: "context_length"}
     for number, tenant in enumerate(["a", "a", "b"], 3):
         run.tokenizer.put(submit(number, f"{number}" * 70_000, tenant))

@@ -22,7 +22,7 @@ from kserve_llamacpp.engine.text_bounds import TextBounds
 from kserve_llamacpp.engine.tokenizer import Tokenizer
 from tests.predictor.engine.tokenizing import (
     SECONDS,
-    TextEngineStub,
+    ShortTexts,
     results_of,
     submit,
     tokenizer_of,
@@ -107,7 +107,7 @@ class Run:
     """A tokenizer of a tiny vocabulary that is ready, and its process."""
 
     tokenizer: Tokenizer
-    engine: TextEngineStub
+    texts: ShortTexts
     process: psutil.Process
 
     def put(self, *texts: str) -> None:
@@ -128,14 +128,14 @@ def begin(tmp_path: Path) -> Iterator[Callable[[str], Run]]:
 
         def start(pre: str) -> Run:
             path = write_vocabulary(tmp_path / "vocabulary.gguf", pre)
-            engine = TextEngineStub(VocabularyFile(path, lambda level, line: None))
+            texts = ShortTexts(VocabularyFile(path, lambda level, line: None))
             before = set(psutil.Process().children())
-            tokenizer = tokenizer_of(path, engine)
+            tokenizer = tokenizer_of(path, texts)
             stack.callback(tokenizer.close)
             (process,) = set(psutil.Process().children()) - before
             tokenizer.put(submit(0, "hi"))
             results_of(tokenizer, 1)
-            return Run(tokenizer, engine, process)
+            return Run(tokenizer, texts, process)
 
         yield start
 
@@ -152,7 +152,7 @@ def test_a_run_that_ended_engines_is_answered(begin: Callable[[str], Run]) -> No
     assert isinstance(short, Submit)
     assert isinstance(short.prompt, list)
     assert long.prompt == short.prompt * 100
-    assert run.engine.short == ["hi", "A" * 300]
+    assert run.texts.short == ["hi", "A" * 300]
 
 
 def test_a_text_that_ends_its_process_ends_nothing_else(begin: Callable[[str], Run]) -> None:
@@ -166,7 +166,7 @@ def test_a_text_that_ends_its_process_ends_nothing_else(begin: Callable[[str], R
     assert isinstance(refused, Rejected)
     assert refused.reason == "unreadable_prompt"
     assert isinstance(answered, Submit)
-    assert run.engine.short == []
+    assert run.texts.short == []
     assert run.process.is_running()
 
 
@@ -208,9 +208,9 @@ def test_it_ends_with_its_engine(tmp_path: Path) -> None:
 _ENGINE = """
 import sys
 from pathlib import Path
-from tests.predictor.engine.tokenizing import TextEngineStub, results_of, submit, tokenizer_of
+from tests.predictor.engine.tokenizing import ShortTexts, results_of, submit, tokenizer_of
 
-tokenizer = tokenizer_of(Path(sys.argv[1]), TextEngineStub())
+tokenizer = tokenizer_of(Path(sys.argv[1]), ShortTexts())
 tokenizer.put(submit(0, "hi"))
 results_of(tokenizer, 1)
 tokenizer.put(submit(1, "1" * 60_000))

@@ -38,7 +38,7 @@ from tests.predictor.fake_backend import FakeBackend
 
 engine = EngineRun(FakeBackend(max_length=30_000)).engine
 command = [sys.executable, "-c", sys.argv[2], "{fd}"]
-tokenizer = Tokenizer(engine, lambda: TokenizerProcess(command), time.monotonic)
+tokenizer = Tokenizer(engine.prompts, lambda: TokenizerProcess(command), time.monotonic)
 Worker(Channel(socket.socket(fileno=int(sys.argv[1]))), engine, tokenizer).run()
 """
 

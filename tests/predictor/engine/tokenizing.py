@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kserve_llamacpp.engine.backend.vocabulary_file import VocabularyFile
 from kserve_llamacpp.engine.frames import Rejected, SamplingParams, Submit
+from kserve_llamacpp.engine.prompt_reader import PromptReader
 from kserve_llamacpp.engine.tokenizer import Tokenizer
 from kserve_llamacpp.engine.tokenizer_client import TokenizerProcess, tokenizer_command
 
@@ -19,34 +20,28 @@ def submit(id: int, prompt: str, tenant: str = "", request_id: str = "") -> Subm
     return Submit(id, request_id or f"r{id}", prompt, None, SamplingParams(), tenant=tenant)
 
 
-class TextEngineStub:
-    """Takes what the tokenizer gives it; short texts are read in this process."""
+class ShortTexts:
+    """A vocabulary of a model with a long context; notes the texts that are short."""
+
+    n_vocab = 1 << 30
 
     def __init__(self, vocabulary: VocabularyFile | None = None, max_length: int = 1 << 20) -> None:
         self.max_length = max_length
         self.short: list[str] = []
         self._vocabulary = vocabulary
 
-    def read_short(self, text: str, add_special: bool) -> list[int]:
+    def tokenize(self, text: str, add_special: bool) -> list[int]:
         """Tokenize a text here."""
         self.short.append(text)
         if self._vocabulary is None:
             return [len(text)]
         return self._vocabulary.tokenize(text.encode(), add_special, self.max_length)
 
-    def with_tokens(self, request: Submit, tokens: list[int]) -> Submit | Rejected:
-        """Return the request with its tokens."""
-        return Submit(request.id, request.request_id, tokens, None, request.sampling)
 
-    def too_long(self, request: Submit) -> Rejected:
-        """Refuse it."""
-        return Rejected(request.id, "context_length", "too long")
-
-
-def tokenizer_of(path: Path, engine: TextEngineStub) -> Tokenizer:
+def tokenizer_of(path: Path, texts: ShortTexts) -> Tokenizer:
     """Return a tokenizer with a process of its own for a model's file."""
     command = tokenizer_command(str(path))
-    return Tokenizer(engine, lambda: TokenizerProcess(command), time.monotonic)
+    return Tokenizer(PromptReader(texts), lambda: TokenizerProcess(command), time.monotonic)
 
 
 def results_of(tokenizer: Tokenizer, count: int) -> dict[int, Submit | Rejected]:
