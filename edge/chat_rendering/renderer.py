@@ -11,6 +11,7 @@ from typing import Any
 import structlog
 
 from chat_rendering.process import Late, Lost, RendererProcess, Template
+from chat_rendering.turns import Full, Turns
 from openai_protocol.chat_template import template_failed, template_refused
 from openai_protocol.errors import ErrorCode, RateLimited, Unavailable
 from openai_protocol.message_template import (
@@ -93,8 +94,8 @@ class Renderer:
                 MessageTemplate, template.source, template.bos_token, template.eos_token
             )
 
-    async def render(self, messages: list[Message]) -> str:
-        """Return the prompt of a chat.
+    async def render(self, messages: list[Message], tenant: str = "") -> str:
+        """Return the prompt of a chat; those that wait are fair among tenants.
 
         Raises InvalidRequest for what the template refuses or takes too long for, RateLimited
         where too many wait, Unavailable where no process can be had.
@@ -108,7 +109,7 @@ class Renderer:
                 return self._render_here(self._inline, texts)
         is_large = num_characters > LARGE_CHARACTERS or len(texts) > LARGE_MESSAGES
         lane = self._large if is_large else self._small
-        return self._prompt_of(await self._answer(lane, texts))
+        return self._prompt_of(await self._answer(lane, texts, tenant))
 
     async def close(self) -> None:
         """End the processes; chats that still wait fail."""
@@ -130,12 +131,12 @@ class Renderer:
                 self._inline = None
                 log.warning("chat_template_slow", seconds=round(seconds, 3))
 
-    async def _answer(self, lane: _Lane, texts: list[dict[str, Any]]) -> Any:
+    async def _answer(self, lane: _Lane, texts: list[dict[str, Any]], tenant: str) -> Any:
         try:
             try:
-                return await lane.render(texts)
+                return await lane.render(texts, tenant)
             except Lost:  # it may have ended long ago: the kernel takes it first
-                return await lane.render(texts)
+                return await lane.render(texts, tenant)
         except Late:
             seconds = self._template.render_seconds
             log.warning("chat_template_late", seconds=seconds, messages=len(texts))
@@ -165,7 +166,7 @@ class Renderer:
 
 
 class _Lane:
-    """Chats that wait for one process; a chat whose client leaves is not begun.
+    """Chats that wait for one process, fair among tenants; one whose client leaves is not begun.
 
     One that has begun ends by itself, within its time: to start a process anew takes longer than
     most.
@@ -173,26 +174,22 @@ class _Lane:
 
     def __init__(self, process: RendererProcess) -> None:
         self._process = process
-        self._lock = asyncio.Lock()
-        self._num_waiting = 0
+        self._turns = Turns(MAX_WAITING)
         self._running: set[asyncio.Task[Any]] = set()
         self._is_closed = False
 
-    async def render(self, texts: list[dict[str, Any]]) -> Any:
+    async def render(self, texts: list[dict[str, Any]], tenant: str) -> Any:
         """Return the process's answer; raises RateLimited, Late and Lost."""
-        if self._num_waiting >= MAX_WAITING:
+        try:
+            await self._turns.take(tenant)
+        except Full:
             raise RateLimited(
                 "Too many chats wait to be rendered; please try again in a moment.",
                 code=ErrorCode.QUEUE_FULL,
                 retry_after_seconds=2.0,
-            )
-        self._num_waiting += 1
-        try:
-            await self._lock.acquire()
-        finally:
-            self._num_waiting -= 1
+            ) from None
         if self._is_closed:
-            self._lock.release()
+            self._turns.give_back()
             raise Lost("the server ends")
         task = asyncio.create_task(self._process.render(texts))
         self._running.add(task)
@@ -201,7 +198,7 @@ class _Lane:
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)
-        self._lock.release()
+        self._turns.give_back()
         if not task.cancelled():
             task.exception()  # whoever waited for it may have left
 

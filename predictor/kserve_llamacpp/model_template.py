@@ -65,8 +65,8 @@ class ModelTemplate:
             return None
         return renderer
 
-    async def render(self, messages: list[Message]) -> str:
-        """Return the prompt of a chat, once the template is loaded; raises ApiError."""
+    async def render(self, messages: list[Message], tenant: str = "") -> str:
+        """Return the prompt of a tenant's chat, once the template is loaded; raises ApiError."""
         renderer = await asyncio.shield(self._loading) if self._loading is not None else None
         if renderer is None:
             raise InvalidRequest(
@@ -74,7 +74,7 @@ class ModelTemplate:
                 param="messages",
                 code=ErrorCode.NO_CHAT_TEMPLATE,
             )
-        return await renderer.render(messages)
+        return await renderer.render(messages, tenant)
 
     async def stop(self) -> None:
         """End the renderer's processes, also while it loads."""

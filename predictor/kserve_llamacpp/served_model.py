@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 
 import msgspec
@@ -131,7 +132,8 @@ class ServedModel:
         """Submit a chat, one generation a choice; raises as `complete` does."""
         self._check_count(body.num_generated_choices, "n")
         self._sharing.refresh()
-        requests = await chat_requests(body, self._template.render, self.facts, request_id)
+        render = functools.partial(self._template.render, tenant=tenant.name)
+        requests = await chat_requests(body, render, self.facts, request_id)
         return self._submit(requests, body, tenant, resumable)
 
     def complete(

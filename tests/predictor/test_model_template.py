@@ -31,7 +31,7 @@ class FakeRenderer(Renderer):
     async def load(self) -> None:
         await self.loaded
 
-    async def render(self, messages: list[Message]) -> str:
+    async def render(self, messages: list[Message], tenant: str = "") -> str:
         return f"{self.template.source} {messages[0].content}"
 
     async def close(self) -> None:

@@ -204,6 +204,11 @@ class FakeProcess(RendererProcess):
         pass
 
 
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
 def played() -> tuple[Renderer, FakeProcess]:
     processes: list[FakeProcess] = []
 
@@ -219,8 +224,7 @@ async def test_no_more_chats_wait_than_may(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(rendering, "MAX_WAITING", 2)
     renderer, process = played()
     waiting = [asyncio.create_task(renderer.render(chat("hi"))) for _ in range(3)]
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
+    await settle()
 
     with pytest.raises(RateLimited):
         await renderer.render(chat("hi"))
@@ -230,12 +234,26 @@ async def test_no_more_chats_wait_than_may(monkeypatch: pytest.MonkeyPatch) -> N
     assert await asyncio.gather(*waiting) == ["0", "1", "2"]
 
 
+async def test_one_tenants_slow_chats_are_no_queue_for_another() -> None:
+    """A chat of another tenant is next, however many chats of the first one wait."""
+    renderer, process = played()
+    slow = [asyncio.create_task(renderer.render(chat("hi"), "a")) for _ in range(9)]
+    await settle()
+    other = asyncio.create_task(renderer.render(chat("hi"), "b"))
+    await settle()
+    for number in range(3):
+        process.answers.put_nowait({"prompt": str(number)})
+
+    assert await other == "2"
+    for task in slow:
+        task.cancel()
+
+
 async def test_a_chat_whose_client_left_is_not_begun() -> None:
     """Of two chats that wait, the one whose client leaves costs nothing."""
     renderer, process = played()
     first, second = (asyncio.create_task(renderer.render(chat("hi"))) for _ in range(2))
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
+    await settle()
     second.cancel()
     process.answers.put_nowait({"prompt": "x"})
 
