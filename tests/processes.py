@@ -104,7 +104,11 @@ class Server:
 
     def find(self, module: str) -> psutil.Process:
         """Return the process below this one that runs a module."""
-        found = [child for child in descendants(self.pid) if child.cmdline()[1:3] == ["-m", module]]
+        found = []
+        for child in descendants(self.pid):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has ended just now
+                if child.cmdline()[1:3] == ["-m", module]:
+                    found.append(child)
         assert len(found) == 1, found
         return found[0]
 

@@ -7,11 +7,13 @@ import errno
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import psutil
 import pytest
 
 from openai_proxy.backends import guard, ports
@@ -172,3 +174,22 @@ def test_a_command_is_ended_before_it_has_a_group() -> None:
     with subprocess.Popen(["sleep", "100"]) as child:  # in this process's group
         guard.signal_group(child.pid, signal.SIGKILL)
         assert child.wait(10) == -signal.SIGKILL
+
+
+async def test_the_guard_keeps_no_zombies() -> None:
+    """What the command's children leave behind is reaped while the command runs, not at its end."""
+    orphans = "for _ in 1 2 3; do (sleep 0.01 & true); done; sleep 1000"
+    command = [sys.executable, "-I", "-S", guard.__file__, "sh", "-c", orphans]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as child:  # noqa: ASYNC220  # at once
+        process = psutil.Process(child.pid)
+        await until(lambda: len(process.children(recursive=True)) >= 2, 20)
+        await asyncio.sleep(0.3)
+
+        def is_clean() -> bool:
+            return [one.name() for one in process.children(recursive=True)] == ["sh", "sleep"]
+
+        await until(is_clean, 20)
+        assert child.stdin is not None
+        child.stdin.write(b"K")
+        child.stdin.flush()
+        assert child.wait(20) == 137

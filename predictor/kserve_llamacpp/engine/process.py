@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping
@@ -17,6 +18,8 @@ from kserve_llamacpp.engine.frames import Command, FrameReader, Report, decode_r
 
 _READ_BYTES = 1 << 20
 _EXIT_SECONDS = 5.0
+_LAST_REPORTS_SECONDS = 1.0  # that a process has written before it died
+_REAP_SECONDS = 1.0
 _KILLED_SECONDS = 30.0  # the kernel frees a large process's memory first
 _PASSING_ERRORS = frozenset(
     {errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM, errno.ENOBUFS, errno.EINTR}
@@ -59,6 +62,7 @@ class EngineProcess:
         self._log = structlog.get_logger("engine.process")
         self._process: asyncio.subprocess.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
+        self._groups: set[int] = set()  # of dead engines, whose children may have to be reaped
 
     @property
     def pid(self) -> int | None:
@@ -90,10 +94,7 @@ class EngineProcess:
         ours = await self._start()
         try:
             reader, self._writer = await asyncio.open_connection(sock=ours)
-            await self._read(reader, on_report)
-            self._writer.close()  # an engine that wrote what cannot be read leaves by this
-            assert self._process is not None
-            return await asyncio.wait_for(self._process.wait(), timeout=self._exit_seconds)
+            return await self._follow(reader, on_report)
         except TimeoutError:  # it closed its socket, but lives on
             return None
         finally:
@@ -103,6 +104,25 @@ class EngineProcess:
                 self._writer.close()
             self._writer = None
             await self._end()
+
+    async def _follow(
+        self, reader: asyncio.StreamReader, on_report: Callable[[Report], None]
+    ) -> int:
+        """Read to the end of the process, whose socket its children may keep open."""
+        assert self._process is not None
+        assert self._writer is not None
+        reading = asyncio.create_task(self._read(reader, on_report))
+        ended = asyncio.create_task(self._process.wait())
+        try:
+            await asyncio.wait({reading, ended}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({reading}, timeout=_LAST_REPORTS_SECONDS if ended.done() else None)
+            if reading.done():
+                reading.result()
+            self._writer.close()  # an engine that wrote what cannot be read leaves by this
+            return await asyncio.wait_for(ended, timeout=self._exit_seconds)
+        finally:
+            reading.cancel()
+            ended.cancel()
 
     async def _start(self) -> socket.socket:
         """Start the process; return our end of its socket. Raises NotStarted."""
@@ -117,6 +137,7 @@ class EngineProcess:
                     *[part.replace("{fd}", fd) for part in self._command],
                     pass_fds=[theirs.fileno()],
                     stdin=asyncio.subprocess.DEVNULL,
+                    start_new_session=True,  # what it starts is in its group: see `_end_group`
                     env=worker_environment(os.environ),
                 )
         except (OSError, MemoryError) as error:
@@ -130,14 +151,36 @@ class EngineProcess:
     async def _end(self) -> None:
         """See that the process has ended; raises ProcessStuck."""
         process, self._process = self._process, None
-        if process is None or process.returncode is not None:
+        if process is None:
             return
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            try:
+                await asyncio.wait_for(process.wait(), timeout=_KILLED_SECONDS)
+            except TimeoutError:
+                raise ProcessStuck(f"engine process {process.pid} does not end") from None
+        self._end_group(process.pid)
+
+    def _end_group(self, group: int) -> None:
+        """End what a dead engine has started, and have it reaped a moment later.
+
+        The first process of a container inherits it, and would keep one zombie more of each death.
+        """
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, signal.SIGKILL)
+        self._groups.add(group)
+        loop = asyncio.get_running_loop()
+        for dead in tuple(self._groups):
+            self._reap(dead)
+            loop.call_later(_REAP_SECONDS, self._reap, dead)
+
+    def _reap(self, group: int) -> None:
         try:
-            await asyncio.wait_for(process.wait(), timeout=_KILLED_SECONDS)
-        except TimeoutError:
-            raise ProcessStuck(f"engine process {process.pid} does not end") from None
+            while os.waitpid(-group, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:  # none is left, or none is ours
+            self._groups.discard(group)
 
     async def _read(
         self, reader: asyncio.StreamReader, on_report: Callable[[Report], None]

@@ -60,13 +60,34 @@ def has_ended(child: int) -> bool:
     return os.waitid(os.P_PID, child, flags) is not None
 
 
+def reap_adopted(child: int) -> None:
+    """Reap what has ended of the adopted, and not the child: zombies would fill up the table."""
+    flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    while (ended := os.waitid(os.P_ALL, 0, flags)) is not None and ended.si_pid != child:
+        os.waitpid(ended.si_pid, 0)
+
+
+def on_ended_children() -> int:
+    """Return a descriptor that can be read when a child has ended."""
+    news, wakes = os.pipe()
+    os.set_blocking(news, False)
+    os.set_blocking(wakes, False)
+    signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    return news
+
+
 def wait(child: int, pidfd: int) -> None:
     """Wait until the command ends, or the owner wants it to."""
     poll = select.poll()
-    poll.register(0, select.POLLIN)
-    poll.register(pidfd, select.POLLIN)
+    news = on_ended_children()
+    for descriptor in (0, pidfd, news):
+        poll.register(descriptor, select.POLLIN)
     while not has_ended(child):
+        reap_adopted(child)
         ready = {fd for fd, _ in poll.poll()}
+        if news in ready:
+            os.read(news, 4096)
         if 0 not in ready:
             continue
         order = os.read(0, 1)

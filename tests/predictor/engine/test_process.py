@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
 import os
 import signal
@@ -11,6 +12,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from kserve_llamacpp.engine.frames import Cancel, Loading, Report
@@ -21,6 +23,7 @@ from kserve_llamacpp.engine.process import (
     worker_command,
 )
 
+_PR_SET_CHILD_SUBREAPER = 36
 # Each child gets the number of its socket and these few lines before its own.
 _PRELUDE = """
 import socket, struct, sys, time
@@ -217,3 +220,37 @@ async def test_a_process_whose_end_is_never_told(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("kserve_llamacpp.engine.process._KILLED_SECONDS", 0.05)
     with pytest.raises(ProcessStuck):
         await _process("sock.close(); time.sleep(60)", exit_seconds=0.05).run(lambda _: None)
+
+
+async def test_what_an_engine_has_started_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child of an engine that was killed is ended, and leaves no zombie to whoever adopts it.
+
+    It had the engine's socket, too, and its end is not waited for.
+    """
+    monkeypatch.setattr("kserve_llamacpp.engine.process._REAP_SECONDS", 0.1)
+    libc = ctypes.CDLL(None)
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # as the first process of a container is
+    try:
+        process = _process(
+            """
+            import os
+            if os.fork() == 0:
+                time.sleep(60)
+            write_loading(0.0)
+            read_frame()
+            """
+        )
+        children: list[psutil.Process] = []
+
+        def kill(_: Report) -> None:
+            assert process.pid is not None
+            children.extend(psutil.Process(process.pid).children())
+            os.kill(process.pid, signal.SIGKILL)
+
+        assert await process.run(kill) == -signal.SIGKILL
+        assert len(children) == 1
+        async with asyncio.timeout(10):
+            while psutil.pid_exists(children[0].pid):  # noqa: ASYNC110  # nobody tells
+                await asyncio.sleep(0.02)
+    finally:
+        libc.prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
