@@ -64,6 +64,11 @@ class Lease:
 
         One request counts for half of the capacity at most: without other large ones it fits.
         """
+        held, budget = self.held + cost, self._budget
+        if held <= SMALL_COST and budget.used + cost <= budget.capacity:  # as most requests do
+            self.held = held
+            budget.used += cost
+            return True
         if not self.could_take(cost):
             return False
         taken = max(0, min(cost, self._budget.most_of_one - self.held))

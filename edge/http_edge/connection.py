@@ -6,7 +6,6 @@ import asyncio
 import socket
 import ssl
 import struct
-from enum import IntEnum
 from http import HTTPStatus
 from typing import Any, ClassVar
 
@@ -27,13 +26,9 @@ _ACKED = struct.Struct("<Q")
 _ACKED_AT = 120  # tcpi_bytes_acked in Linux's tcp_info
 
 
-class Turn(IntEnum):
-    """What a connection waits for."""
-
-    IDLE = 0  # the next request
-    HEAD = 1  # the rest of a head
-    BODY = 2  # the rest of a body
-    ANSWER = 3  # the server
+# What a connection waits for: the next request, the rest of a head or of a body, the server. Plain
+# numbers, for they are looked at several times for each request.
+_IDLE, _HEAD, _BODY, _ANSWER = range(4)
 
 
 class RefusedError(Exception):
@@ -48,7 +43,7 @@ class BoundedConnection(HttpToolsProtocol):
     """
 
     server_connections: ClassVar[Connections]
-    _turn = Turn.HEAD
+    _turn = _HEAD
     _since: float | None = None  # when it was first looked at in this turn
     _num_received = 0
     _num_in_hand = 0  # bytes of the part that is parsed now
@@ -99,9 +94,9 @@ class BoundedConnection(HttpToolsProtocol):
         self._num_in_hand = len(data)
         super().data_received(data)
         turn = self._turn
-        if turn is Turn.ANSWER or self.transport.is_closing():
+        if turn == _ANSWER or self.transport.is_closing():
             return
-        if turn is Turn.BODY:
+        if turn == _BODY:
             self._chunk_room -= len(data)
             if self._chunk_room < 0:
                 self._refuse(_bad_request("Its body in chunks has too much that is no body."))
@@ -132,10 +127,10 @@ class BoundedConnection(HttpToolsProtocol):
         if self._client_name is not None:
             extensions["tls"] = {"client_cert_name": self._client_name}
         self.scope["extensions"] = extensions
-        if self._turn > Turn.HEAD:
+        if self._turn > _HEAD:
             self._num_head_bytes = -self._num_in_hand
-        if self._turn is not Turn.HEAD:
-            self._turn_to(Turn.HEAD)
+        if self._turn != _HEAD:
+            self._turn_to(_HEAD)
 
     def on_headers_complete(self) -> None:
         """Stop counting; the body has bounds of its own. Trailers are no headers."""
@@ -154,7 +149,7 @@ class BoundedConnection(HttpToolsProtocol):
             raise RefusedError
         if not self.url.startswith(b"/") and (target := head_rules.target_of(self.url)) is not None:
             self.scope["extensions"][head_rules.TARGET] = target  # type: ignore[assignment]  # ours
-        self._turn_to(Turn.BODY)
+        self._turn_to(_BODY)
         self._num_head_bytes = 0
         if self._head.held:
             self._head.release()
@@ -172,9 +167,9 @@ class BoundedConnection(HttpToolsProtocol):
         """Read on: uvicorn stops while much of a body waits, and would not see a client leave."""
         super().on_message_complete()
         if self._cycle is not None and self._cycle.response_complete:
-            self._turn_to(Turn.IDLE)  # answered before its end
+            self._turn_to(_IDLE)  # answered before its end
         else:
-            self._turn_to(Turn.ANSWER)
+            self._turn_to(_ANSWER)
             self.server_connections.waiting.pop(self, None)
         if not self.pipeline:
             self.flow.resume_reading()
@@ -205,8 +200,8 @@ class BoundedConnection(HttpToolsProtocol):
             cycle, app = self.pipeline.pop()
             self._start_asgi_task(cycle, app)
             return
-        if self._turn is Turn.ANSWER:
-            self._turn_to(Turn.IDLE)
+        if self._turn == _ANSWER:
+            self._turn_to(_IDLE)
         else:
             self._since = None  # what the client sends next had to wait for this answer
         self.server_connections.waiting[self] = None
@@ -232,14 +227,14 @@ class BoundedConnection(HttpToolsProtocol):
         if self._is_unread(now, times):
             self.transport.abort()
             return
-        if self.transport.is_closing() or self._turn is Turn.ANSWER:
+        if self.transport.is_closing() or self._turn == _ANSWER:
             return
         cycle = self._cycle
         is_answered = cycle is None or cycle.response_complete
-        if self._since is None or (self._turn is not Turn.BODY and not is_answered):
+        if self._since is None or (self._turn != _BODY and not is_answered):
             self._since = now  # a pipelined head may wait for the answer before
         waited = now - self._since
-        if self._turn is Turn.BODY:
+        if self._turn == _BODY:
             if self.flow.read_paused:
                 self._body.stop()  # it is not the client that is slow
             elif is_answered and waited >= times.body_seconds:
@@ -251,7 +246,7 @@ class BoundedConnection(HttpToolsProtocol):
                 times.least_bytes(times.body_seconds),
             ):
                 self._end_body()
-        elif waited >= (times.idle_seconds if self._turn is Turn.IDLE else times.head_seconds):
+        elif waited >= (times.idle_seconds if self._turn == _IDLE else times.head_seconds):
             self.drop()
 
     def drop(self) -> None:
@@ -315,7 +310,7 @@ class BoundedConnection(HttpToolsProtocol):
     def _cycle(self) -> RequestResponseCycle | None:
         return getattr(self, "cycle", None)  # None before the first head, whatever its type says
 
-    def _turn_to(self, turn: Turn) -> None:
+    def _turn_to(self, turn: int) -> None:
         self._turn = turn
         self._since = None
 

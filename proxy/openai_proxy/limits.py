@@ -56,18 +56,20 @@ class LimitConcurrency:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        admission = _Admission(Lease(self._budget), self._concurrency, self._max_requests)
-        if scope["method"] == "POST":
+        budget = self._budget
+        admission = _Admission(budget, self._concurrency, self._max_requests)
+        counts = scope["method"] == "POST"
+        if counts:
             admission.check_place()
-        if self._budget.used:
+        if budget.used + budget.most_of_one > budget.large_capacity:  # else all fits
             length = header(scope, b"content-length")
             if length is not None and length.isdigit():
                 admission.check_bytes(COST_PER_BYTE * int(length))
-        attach_lease(scope, admission.lease)
+        attach_lease(scope, admission)
 
         async def admitted_receive() -> Message:
             message = await receive()
-            admission.take_in(message, counts=scope["method"] == "POST")
+            admission.take_in(message, counts)
             return message
 
         try:
@@ -76,13 +78,13 @@ class LimitConcurrency:
             admission.end()
 
 
-class _Admission:
+class _Admission(Lease):
     """What one request holds of the server; owner: its `LimitConcurrency` call."""
 
-    __slots__ = ("_concurrency", "_is_running", "_max_requests", "lease")
+    __slots__ = ("_concurrency", "_is_running", "_max_requests")
 
-    def __init__(self, lease: Lease, concurrency: Concurrency, max_requests: int) -> None:
-        self.lease = lease
+    def __init__(self, budget: ByteBudget, concurrency: Concurrency, max_requests: int) -> None:
+        super().__init__(budget)
         self._concurrency = concurrency
         self._max_requests = max_requests
         self._is_running = False
@@ -99,26 +101,27 @@ class _Admission:
 
     def check_bytes(self, cost: int) -> None:
         """Raise Unavailable where a body of this cost has no room; it takes nothing yet."""
-        if not self.lease.could_take(cost):
+        if not self.could_take(cost):
             raise _no_room()
 
-    def take_in(self, message: Message, *, counts: bool) -> None:
+    def take_in(self, message: Message, counts: bool) -> None:
         """Hold a part of the body, and a place with the last; raises RateLimited, Unavailable."""
         if message["type"] != "http.request" or self._is_running:
             return
-        body = message.get("body")
-        if body and not self.lease.take(cost_of(body)):
-            raise _no_room()
-        if counts and not message.get("more_body", False):
+        is_last = counts and not message.get("more_body", False)
+        if is_last:
             self.check_place()
-            if not self.lease.take(COST_PER_REQUEST):
-                raise _no_room()
+        body = message.get("body")
+        cost = (cost_of(body) if body else 0) + (COST_PER_REQUEST if is_last else 0)
+        if not self.take(cost):
+            raise _no_room()
+        if is_last:
             self._is_running = True
             self._concurrency.num_running += 1
 
     def end(self) -> None:
         """Give all back."""
-        self.lease.release()
+        self.release()
         if self._is_running:
             self._concurrency.num_running -= 1
 

@@ -119,9 +119,9 @@ class Observe:
                     headers.append((b"connection", b"close"))
                 message["headers"] = headers
                 return send(message)
-            if connection is not None and not message.get("more_body", False):
-                return send_last(send, message, connection)
-            return send(message)
+            if message.get("more_body", False):
+                return send(message)
+            return send_last(send, message, connection)
 
         return watched_send
 

@@ -217,9 +217,11 @@ class _Streamed:
         if answer.head.media_type not in dialect.stream_types or answer.head.encoding not in _PLAIN:
             raise invalid_response()
         parser = dialect.stream(call)
+        is_held = True
         while not parser.is_complete and (chunk := await answer.chunk()):
             await self._stream.write(parser.feed(chunk))
-            if self._held.request is not None and self._stream.has_begun:
+            if is_held and self._stream.has_begun:
+                is_held = False
                 self._held.let_go()
         await self._stream.write(parser.finish())
         self._leash.unwatch()
