@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,10 @@ LEAST_MEMORY_BYTES = 128 * 1024 * 1024
 _SHARE_OF_MEMORY = 4
 # What a process has once had it keeps: after a larger chat it is not used again.
 KEPT_FRAME_BYTES = 4 * 1024 * 1024
+# One that takes longer gives way to everything else on the machine from then on.
+FAST_SECONDS = 1.0
+FAST_LOAD_SECONDS = 4.0  # on a busy machine, too
+_LOWEST_PRIORITY = 19
 
 COMMAND = (sys.executable, "-P", "-m", "chat_rendering.child")
 
@@ -55,6 +60,7 @@ class RendererProcess:
         self._template = template
         self._command = command
         self._process: asyncio.subprocess.Process | None = None
+        self._gives_way = False
 
     @property
     def pid(self) -> int | None:
@@ -68,6 +74,7 @@ class RendererProcess:
         """
         await self.close()
         template = self._template
+        self._gives_way = False
         try:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command,
@@ -80,7 +87,7 @@ class RendererProcess:
             raise Lost(str(error)) from None
         memory = memory_limit(template.max_memory_bytes, cgroup.available_memory())
         frame = encode(vars(template) | {"max_memory_bytes": memory})
-        return await self._ask(frame, template.load_seconds)
+        return await self._ask(frame, template.load_seconds, FAST_LOAD_SECONDS)
 
     async def render(self, messages: list[dict[str, Any]]) -> Any:
         """Return the process's answer to a chat; raises Late and Lost.
@@ -93,16 +100,17 @@ class RendererProcess:
             return {"reason": "too_long", "text": ""}
         if self._process is None:
             await self.load()
-        answer = await self._ask(frame, self._template.render_seconds)
-        if len(frame) > KEPT_FRAME_BYTES:
+        answer = await self._ask(frame, self._template.render_seconds, FAST_SECONDS)
+        if len(frame) > KEPT_FRAME_BYTES or self._gives_way:
             await self.close()
         return answer
 
-    async def _ask(self, frame: bytes, seconds: float) -> Any:
+    async def _ask(self, frame: bytes, seconds: float, fast_seconds: float) -> Any:
         process = self._process
         assert process is not None
         assert process.stdin is not None
         assert process.stdout is not None
+        fast = asyncio.get_running_loop().call_later(fast_seconds, self._give_way, process.pid)
         try:
             async with asyncio.timeout(seconds):
                 process.stdin.write(frame)
@@ -118,6 +126,14 @@ class RendererProcess:
         except BaseException:  # half a frame may be on its way
             await self.close()
             raise
+        finally:
+            fast.cancel()
+
+    def _give_way(self, pid: int) -> None:
+        """Let a process that takes long have what CPU time others leave."""
+        self._gives_way = True
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, pid, _LOWEST_PRIORITY)
 
     async def close(self) -> None:
         """Kill the process, if there is one, and wait for its end."""

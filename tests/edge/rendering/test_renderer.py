@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 
+from chat_rendering import process as process_module
 from chat_rendering import renderer as rendering
 from chat_rendering.process import Late, Lost, RendererProcess, Template, memory_limit
 from chat_rendering.renderer import Renderer, TemplateInvalid
@@ -156,6 +158,23 @@ async def test_a_process_that_was_killed_is_started_anew(made: Callable[..., Ren
 
     assert await renderer.render(chat("hi")) == "user: hi\n"
     assert renderer._first.pid not in (None, first)
+
+
+async def test_a_process_that_takes_long_gives_way(
+    made: Callable[..., Renderer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long computation gets what others leave; what comes after it has a process of its own."""
+    monkeypatch.setattr(process_module, "FAST_SECONDS", 0.05)
+    renderer = made("{% if messages[0].content == 'go' %}" + NESTED + "{% endif %}ok")
+    await renderer.load()
+    pid = renderer._first.pid
+    assert pid is not None
+    slow = asyncio.create_task(refusal(renderer, chat("go")))
+    await asyncio.sleep(0.2)
+
+    assert os.getpriority(os.PRIO_PROCESS, pid) == 19
+    await slow
+    assert await renderer.render(chat("hi")) == "ok"
 
 
 async def test_a_process_gives_the_memory_of_a_large_chat_back(
