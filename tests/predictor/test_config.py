@@ -13,7 +13,9 @@ from kserve import model_server
 from kserve_llamacpp import errors
 from kserve_llamacpp.config import MAX_SEQUENCES, Config, add_flags, find_model, read_config
 from kserve_llamacpp.errors import ConfigurationError, ModelFileError, StartupError
+from kserve_llamacpp.server import LlamaCppServer
 from kserve_llamacpp.shared_prompts import NamedPrompt
+from tests.proxy.certificates import Authority
 
 
 def _gguf(path: Path, magic: bytes = b"GGUF") -> Path:
@@ -148,6 +150,16 @@ def test_grpc_is_off_unless_asked_for(model: Path) -> None:
     assert _read(model, "--enable_grpc", "true").enable_grpc
     assert _read(model, "--enable_grpc=True").enable_grpc
     assert not _read(model, "--enable_grpc=false").enable_grpc
+
+
+def test_a_wrong_certificate_stops_the_start(model: Path, tmp_path: Path) -> None:
+    """The server looks at its certificate before all else; the text names the flags."""
+    cert, _ = Authority().issue().write(tmp_path, "one")
+    _, key = Authority().issue().write(tmp_path, "other")
+    config = _read(model, "--ssl_certfile", str(cert), "--ssl_keyfile", str(key))
+
+    with pytest.raises(ConfigurationError, match="--ssl_certfile, --ssl_keyfile: "):
+        LlamaCppServer(config)
 
 
 @pytest.mark.parametrize(
