@@ -98,8 +98,9 @@ class RendererProcess:
             frame = encode(messages)
         except ValueError:
             return {"reason": "too_long", "text": ""}
-        if self._process is None:
-            await self.load()
+        if self._process is None and "reason" in await self.load():
+            await self.close()
+            return {"reason": "failed", "text": ""}
         answer = await self._ask(frame, self._template.render_seconds, FAST_SECONDS)
         if len(frame) > KEPT_FRAME_BYTES or self._gives_way:
             await self.close()

@@ -74,7 +74,10 @@ class Renderer:
         return "strftime_now" in self._template.source
 
     async def load(self) -> None:
-        """Compile the template; raises TemplateInvalid."""
+        """Compile the template; raises TemplateInvalid.
+
+        Where no process can be had just now, the template is compiled with the first chat.
+        """
         template = self._template
         if len(template.source) > MAX_SOURCE:
             raise TemplateInvalid(f"the chat template has more than {MAX_SOURCE} characters")
@@ -84,8 +87,9 @@ class Renderer:
             raise TemplateInvalid(
                 f"the chat template takes longer than {template.load_seconds:g} seconds to compile"
             ) from None
-        except Lost as error:
-            raise TemplateInvalid(f"the chat template's process ended: {error}") from None
+        except Lost as error:  # no fault of the template: the first chat tries again
+            log.error("chat_template_process_lost", error=str(error))
+            return
         if "reason" in answer:
             await self._first.close()
             raise TemplateInvalid(answer["text"])

@@ -201,6 +201,25 @@ def test_a_process_gets_a_quarter_of_the_memory() -> None:
     assert memory_limit(most, 200 << 20) == 128 << 20
 
 
+async def test_a_template_is_compiled_later_where_no_process_can_be_had() -> None:
+    """A start without a process is no reason to be without chats for good."""
+    commands = iter([("/no/such/program",), process_module.COMMAND])
+    template = Template(MACRO, "", "")
+    first = RendererProcess(template, next(commands))
+    made_processes = iter([first, RendererProcess(template)])
+    renderer = Renderer(template, lambda _: next(made_processes))
+    await renderer.load()
+    with pytest.raises(Unavailable):
+        await renderer.render(chat("hi"))
+
+    first._command = next(commands)
+
+    try:
+        assert await renderer.render(chat("hi")) == "user: hi\n"
+    finally:
+        await renderer.close()
+
+
 class FakeProcess(RendererProcess):
     """A process that the test plays."""
 
