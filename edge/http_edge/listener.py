@@ -13,11 +13,18 @@ _KEEP_ALIVE_OPTIONS = (
 )
 
 
-def listen(host: str, port: int) -> socket.socket:
+# A stream to a client that has vanished would go on for a quarter of an hour otherwise.
+_LEAST_UNACKNOWLEDGED_SECONDS = 60.0
+
+
+def listen(host: str, port: int, write_seconds: float = 0.0) -> socket.socket:
     """Return a listening socket, which does not block; raises OSError.
 
-    Accepted sockets inherit its options: a client that has vanished without a word is noticed.
+    Accepted sockets inherit its options: a client that has vanished without a word is noticed, when
+    it was idle and when it is sent something. Who reads nothing for `write_seconds` counts as
+    vanished, after a minute at the earliest.
     """
+    unacknowledged = max(write_seconds, _LEAST_UNACKNOWLEDGED_SECONDS)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -25,6 +32,8 @@ def listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in _KEEP_ALIVE_OPTIONS:
             listener.setsockopt(socket.IPPROTO_TCP, option, value)
+        milliseconds = round(unacknowledged * 1000)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
         listener.bind((host, port))
         listener.listen(BACKLOG)
     except OSError:

@@ -8,10 +8,14 @@ from http_edge import listener
 from kserve_llamacpp.errors import ConfigurationError, PortTakenError
 
 
-def bind(host: str, port: int, flag: str = "--http_port") -> socket.socket:
+def bind(
+    host: str, port: int, flag: str = "--http_port", write_seconds: float = 0.0
+) -> socket.socket:
     """Bind the port before anything slow is done; raises PortTakenError, ConfigurationError."""
     try:
-        sock = listener.listen(host, port)  # or two could bind it, and the later fail much later
+        sock = listener.listen(
+            host, port, write_seconds
+        )  # or two could bind it, and the later fail much later
     except OSError as error:
         if error.errno == 98:  # EADDRINUSE
             raise PortTakenError(

@@ -65,7 +65,9 @@ class LlamaCppServer(ModelServer):  # type: ignore[misc]  # kserve has no types
         self._config = config
         self._log = structlog.get_logger("server")
         self._served = ServedModel(config)
-        self._sock = bind(config.http_host, config.http_port)
+        self._sock = bind(
+            config.http_host, config.http_port, write_seconds=config.write_timeout_seconds
+        )
         names = self.registered_models.get_models
         self._models = Models(lambda: list(names()), self._find, self._check)
         self._grpc: GrpcServer | None = None

@@ -72,7 +72,7 @@ def _serve(loaded: Loaded, flags: Flags) -> int:
     for warning in loaded.warnings:
         log.warning("unknown_variable", reason=warning)
     try:
-        listener = listen(settings.host, settings.port)
+        listener = listen(settings.host, settings.port, settings.write_timeout_seconds)
     except ListenError as error:
         log.error(str(error))
         return EXIT_PORT_TAKEN

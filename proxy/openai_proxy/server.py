@@ -56,10 +56,10 @@ def build(
     )
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket; raises ListenError."""
+def listen(host: str, port: int, write_seconds: float = 0.0) -> socket.socket:
+    """Return a listening socket (`http_edge.listener`); raises ListenError."""
     try:
-        return listener.listen(host, port)
+        return listener.listen(host, port, write_seconds)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise ListenError(
