@@ -36,6 +36,7 @@ def main() -> None:
     if load is None:
         return
     resource.setrlimit(resource.RLIMIT_AS, (load["max_memory_bytes"],) * 2)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _bound_cpu(load["load_seconds"])
     template: MessageTemplate | None = None
     try:
@@ -70,9 +71,9 @@ def _no(reason: Reason, text: str = "") -> Any:
 
 
 def _bound_cpu(seconds: float) -> None:
-    """Let the kernel end this process after so much more CPU time, and a second."""
+    """Let the kernel end this process after so much more CPU time, rounded up to a second."""
     used = resource.getrusage(resource.RUSAGE_SELF)
-    most = math.ceil(used.ru_utime + used.ru_stime + seconds + 1)
+    most = math.ceil(used.ru_utime + used.ru_stime + seconds)
     resource.setrlimit(resource.RLIMIT_CPU, (most, resource.RLIM_INFINITY))
 
 

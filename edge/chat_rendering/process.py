@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +18,10 @@ LEAST_MEMORY_BYTES = 128 * 1024 * 1024
 _SHARE_OF_MEMORY = 4
 # What a process has once had it keeps: after a larger chat it is not used again.
 KEPT_FRAME_BYTES = 4 * 1024 * 1024
-# One that takes longer gives way to everything else on the machine from then on.
+# One that takes longer gives way to others on the machine from then on.
 FAST_SECONDS = 1.0
 FAST_LOAD_SECONDS = 4.0  # on a busy machine, too
-_LOWEST_PRIORITY = 19
+_LOW_PRIORITY = 10  # a tenth of a busy processor
 
 COMMAND = (sys.executable, "-P", "-m", "chat_rendering.child")
 
@@ -35,13 +36,18 @@ class Lost(Exception):
 
 @dataclass(frozen=True)
 class Template:
-    """A template, and what a process may take for it; times in seconds, of one frame each."""
+    """A template, and what a process may take for it.
+
+    Times are CPU seconds of one frame each, which the kernel counts in whole ones. `patience` times
+    as long may pass, for others may be busy.
+    """
 
     source: str
     bos_token: str
     eos_token: str
     load_seconds: float = 10.0  # the process's own start among them
     render_seconds: float = 5.0
+    patience: float = 6.0
     max_characters: int = 16 * 1024 * 1024
     max_memory_bytes: int = 512 * 1024 * 1024
 
@@ -113,7 +119,7 @@ class RendererProcess:
         assert process.stdout is not None
         fast = asyncio.get_running_loop().call_later(fast_seconds, self._give_way, process.pid)
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(seconds * self._template.patience):
                 process.stdin.write(frame)
                 await process.stdin.drain()
                 (length,) = LENGTH.unpack(await process.stdout.readexactly(LENGTH.size))
@@ -123,6 +129,8 @@ class RendererProcess:
             raise Late from None
         except (asyncio.IncompleteReadError, OSError) as error:
             await self.close()
+            if process.returncode == -signal.SIGXCPU:
+                raise Late from None
             raise Lost(str(error)) from None
         except BaseException:  # half a frame may be on its way
             await self.close()
@@ -134,7 +142,7 @@ class RendererProcess:
         """Let a process that takes long have what CPU time others leave."""
         self._gives_way = True
         with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, pid, _LOWEST_PRIORITY)
+            os.setpriority(os.PRIO_PROCESS, pid, _LOW_PRIORITY)
 
     async def close(self) -> None:
         """Kill the process, if there is one, and wait for its end."""

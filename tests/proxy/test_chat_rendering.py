@@ -31,7 +31,7 @@ SLOW = (
 @pytest.fixture(autouse=True)
 def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let templates and chats have a second."""
-    made = functools.partial(process.Template, load_seconds=1.0, render_seconds=1.0)
+    made = functools.partial(process.Template, load_seconds=1.0, render_seconds=1.0, patience=1.0)
     monkeypatch.setattr(process, "Template", made)
 
 
