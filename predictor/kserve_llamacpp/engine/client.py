@@ -172,7 +172,7 @@ class EngineClient:
         if self.state not in (EngineState.READY, EngineState.RESTARTING):
             raise self._refusal(refusals.not_ready(self._supervisor.retry_after_seconds()))
         now = self._now()
-        if any(self._guilty.has(request, now) for request in requests):
+        if self._guilty.has_any(requests, now):
             raise self._refusal(refusals.failed_before())
         if not self._has_room_for(requests):
             raise self._refusal(refusals.queue_full(self._retry_after_seconds()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
+from collections.abc import Sequence
 
 import msgspec
 
@@ -27,13 +28,14 @@ class GuiltyRequests:
         """Remember a request under which engines died."""
         self._found.append((now, _digest(request), request.tenant))
 
-    def has(self, request: Request, now: float) -> bool:
-        """Whether this request was found guilty lately."""
+    def has_any(self, requests: Sequence[Request], now: float) -> bool:
+        """Whether one of these was found guilty lately; the choices of a prompt are the same."""
         self._forget(now)
         if not self._found:  # as nearly always: then nothing is hashed
             return False
-        digest = _digest(request)
-        return any(digest == known for _, known, _ in self._found)
+        known = {digest for _, digest, _ in self._found}
+        prompts = {id(request.prompt): request for request in requests}
+        return any(_digest(request) in known for request in prompts.values())
 
     def num_of(self, tenant: str, now: float) -> int:
         """Return how many of a tenant's requests were found guilty lately."""

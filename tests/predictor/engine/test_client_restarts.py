@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import errno
 import signal
 
 import pytest
 
-from kserve_llamacpp.engine.frames import Fatal, Hello
+from kserve_llamacpp.engine import guilt
+from kserve_llamacpp.engine.frames import Fatal, Hello, SamplingParams
+from kserve_llamacpp.engine.generation import Request
+from kserve_llamacpp.engine.guilt import GuiltyRequests
 from kserve_llamacpp.engine.observers import EngineState
 from kserve_llamacpp.engine.process import ProcessStuck
 from kserve_llamacpp.engine.restarts import RestartPolicy, Restarts
@@ -284,6 +288,31 @@ async def test_all_choices_of_a_guilty_prompt_fail_together() -> None:
     assert all(choice.is_ended for choice in choices)
     assert run.process.num_runs == 4
     await run.client.stop()
+
+
+def test_the_choices_of_a_prompt_are_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long prompt of many choices is hashed once, and not at all where nothing is known."""
+    request = ClientRun().request("poison")
+    choices = [
+        dataclasses.replace(request, sampling=SamplingParams(seed=at, choice=at)) for at in range(9)
+    ]
+    hashed: list[Request] = []
+    digest = guilt._digest
+
+    def counted(one: Request) -> bytes:
+        hashed.append(one)
+        return digest(one)
+
+    monkeypatch.setattr(guilt, "_digest", counted)
+    known = GuiltyRequests()
+    assert not known.has_any(choices, 1.0)
+    assert hashed == []
+    known.add(request, 1.0)
+    hashed.clear()
+    assert known.has_any(choices, 1.0)
+    assert not known.has_any([ClientRun().request("other")], 1.0)
+    assert len(hashed) == 2
+    assert not known.has_any(choices, 302.0)
 
 
 async def test_a_suspect_that_is_cancelled_lets_the_others_go() -> None:

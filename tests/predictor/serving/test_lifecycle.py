@@ -215,7 +215,7 @@ async def test_no_descriptors_and_no_file_at_a_restart(model_path: Path, tmp_pat
         process = psutil.Process(server.pid)
         async with connect(server) as client:
             before = process.rlimit(psutil.RLIMIT_NOFILE)
-            stream = await client.chat.completions.create(**STORY, max_tokens=200, stream=True)
+            stream = await client.chat.completions.create(**STORY, max_tokens=60, stream=True)
             chunks = aiter(stream)
             await anext(chunks)
             process.rlimit(psutil.RLIMIT_NOFILE, (process.num_fds() - 2, before[1]))
