@@ -10,7 +10,7 @@ import structlog
 from chat_rendering.process import Template
 from chat_rendering.renderer import Renderer, TemplateInvalid
 from kserve_llamacpp.engine.frames import ModelFacts
-from openai_protocol.errors import ErrorCode, InvalidRequest
+from openai_protocol.errors import ErrorCode, InvalidRequest, Unavailable
 from openai_protocol.requests import Message
 
 
@@ -25,11 +25,16 @@ class ModelTemplate:
         model: str,
         source: str | None,
         make: Callable[[Template], Renderer] = Renderer,
+        wait_seconds: float = 15.0,
     ) -> None:
-        """`source` is used instead of the model's own; None: the model's."""
+        """`source` is used instead of the model's own; None: the model's.
+
+        A chat waits `wait_seconds` for the template.
+        """
         self._model = model
         self._source = source
         self._make = make
+        self._wait_seconds = wait_seconds
         self._log = structlog.get_logger("model")
         self._template: Template | None = None
         self._loading: asyncio.Task[Renderer | None] | None = None
@@ -67,7 +72,7 @@ class ModelTemplate:
 
     async def render(self, messages: list[Message], tenant: str = "") -> str:
         """Return the prompt of a tenant's chat, once the template is loaded; raises ApiError."""
-        renderer = await asyncio.shield(self._loading) if self._loading is not None else None
+        renderer = await self._loaded()
         if renderer is None:
             raise InvalidRequest(
                 "This model has no chat template; use /v1/completions.",
@@ -75,6 +80,17 @@ class ModelTemplate:
                 code=ErrorCode.NO_CHAT_TEMPLATE,
             )
         return await renderer.render(messages, tenant)
+
+    async def _loaded(self) -> Renderer | None:
+        if self._loading is None:
+            return None
+        done, _ = await asyncio.wait([self._loading], timeout=self._wait_seconds)
+        if not done:
+            raise Unavailable(
+                "The model's chat template is still being compiled. Please try again later.",
+                retry_after_seconds=5.0,
+            )
+        return self._loading.result()
 
     async def stop(self) -> None:
         """End the renderer's processes, also while it loads."""

@@ -12,7 +12,7 @@ import structlog
 from chat_rendering.process import Template
 from chat_rendering.renderer import Renderer, TemplateInvalid
 from kserve_llamacpp.model_template import ModelTemplate
-from openai_protocol.errors import InvalidRequest
+from openai_protocol.errors import InvalidRequest, Unavailable
 from openai_protocol.requests import Message
 from tests.predictor.fake_process import FACTS
 
@@ -41,9 +41,9 @@ class FakeRenderer(Renderer):
 class Run:
     """A model's template, and the renderers that were made for it."""
 
-    def __init__(self, source: str | None = None) -> None:
+    def __init__(self, source: str | None = None, wait_seconds: float = 15.0) -> None:
         self.made: list[FakeRenderer] = []
-        self.template = ModelTemplate("m", source, self._make)
+        self.template = ModelTemplate("m", source, self._make, wait_seconds)
 
     def _make(self, template: Template) -> FakeRenderer:
         self.made.append(FakeRenderer(template))
@@ -86,6 +86,18 @@ async def test_a_chat_waits_for_the_template(run: Callable[..., Run]) -> None:
     one.made[0].loaded.set_result(None)
 
     assert await chat == "model's hi"
+
+
+async def test_a_chat_does_not_wait_for_ever() -> None:
+    """While a template takes its time, a chat gets 503 and when to come again."""
+    one = Run(wait_seconds=0.01)
+    await one.take("slow")
+
+    with pytest.raises(Unavailable) as caught:
+        await one.template.render(HI)
+
+    assert caught.value.retry_after_seconds == 5
+    await one.template.stop()
 
 
 async def test_a_template_of_the_flag_wins(run: Callable[..., Run]) -> None:
