@@ -84,13 +84,14 @@ class ModelTemplate:
     async def _loaded(self) -> Renderer | None:
         if self._loading is None:
             return None
-        done, _ = await asyncio.wait([self._loading], timeout=self._wait_seconds)
-        if not done:
+        loading = self._loading
+        done, _ = await asyncio.wait([loading], timeout=self._wait_seconds)
+        if not done or loading.cancelled():
             raise Unavailable(
                 "The model's chat template is still being compiled. Please try again later.",
                 retry_after_seconds=5.0,
             )
-        return self._loading.result()
+        return loading.result()
 
     async def stop(self) -> None:
         """End the renderer's processes, also while it loads."""

@@ -100,6 +100,18 @@ async def test_a_chat_does_not_wait_for_ever() -> None:
     await one.template.stop()
 
 
+async def test_a_chat_whose_template_is_replaced_may_come_again(run: Callable[..., Run]) -> None:
+    """A chat that waits for a template that another one takes the place of is told so."""
+    one = run()
+    await one.take("a")
+    chat = asyncio.create_task(one.template.render(HI))
+    await asyncio.sleep(0)
+    await one.take("b")
+
+    with pytest.raises(Unavailable):
+        await chat
+
+
 async def test_a_template_of_the_flag_wins(run: Callable[..., Run]) -> None:
     """A template that the operator names is used instead of the model's own."""
     one = run("flag's")
