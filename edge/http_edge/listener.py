@@ -13,6 +13,9 @@ _KEEP_ALIVE_OPTIONS = (
 )
 
 
+# So much of an answer the kernel holds before it is on its way. By default it is megabytes, in
+# which a client's slowness would not show, neither here nor at an upstream.
+_MAX_UNSENT_BYTES = 128 * 1024
 # A stream to a client that has vanished would go on for a quarter of an hour otherwise.
 _LEAST_UNACKNOWLEDGED_SECONDS = 60.0
 
@@ -32,6 +35,7 @@ def listen(host: str, port: int, write_seconds: float = 0.0) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in _KEEP_ALIVE_OPTIONS:
             listener.setsockopt(socket.IPPROTO_TCP, option, value)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _MAX_UNSENT_BYTES)
         milliseconds = round(unacknowledged * 1000)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
         listener.bind((host, port))

@@ -235,6 +235,15 @@ async def test_a_slow_reader_gets_its_answer() -> None:
         assert len(server.connections) == 1
 
 
+async def test_the_kernel_holds_little_of_an_answer() -> None:
+    """What a client does not read stays here and is counted: the kernel could hold megabytes."""
+    app = App(b"a" * MIB)
+    async with serve(app) as server, server.client(GET, receive_buffer=4096):
+        await until(lambda: server.budget.used > 0)
+        await asyncio.sleep(0.1)
+        assert app.num_ended == 0
+
+
 async def test_a_reader_at_a_trickle_is_ended() -> None:
     """Who reads a byte now and then holds nothing for good."""
     app = App(LONG)
