@@ -7,7 +7,7 @@ The table answers from the start. What takes long to import (the HTTP client, Fa
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from http_edge.bytes_in_flight import ByteBudget
 from http_edge.head_rules import HeadRules
@@ -69,24 +69,24 @@ class Paths:
         await self._completion()
         return frozenset(self._table)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Serve one request."""
         methods = self._table.get(scope["path"])
-        if methods is None and self._declared is None:
+        if methods is None:
+            return self._serve_others(scope, receive, send)
+        return _endpoint(methods, scope)(scope, receive, send)
+
+    async def _serve_others(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._declared is None:
             await self._completion()
             methods = self._table.get(scope["path"])
-        if methods is not None:
-            exchange_of(scope).route = scope["path"]
-            method = scope["method"]
-            endpoint = methods.get("GET" if method == "HEAD" else method)
-            if endpoint is None:
-                raise http_error(405, method, scope["path"][:256])
-            await endpoint(scope, receive, send)
-        else:
-            assert self._declared is not None
-            # The server leaves the body out of what it sends for HEAD.
-            asked = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
-            await self._declared(asked, receive, send)
+            if methods is not None:
+                await _endpoint(methods, scope)(scope, receive, send)
+                return
+        assert self._declared is not None
+        # The server leaves the body out of what it sends for HEAD.
+        asked = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+        await self._declared(asked, receive, send)
 
     async def _completion(self) -> None:
         try:
@@ -97,6 +97,16 @@ class Paths:
                 "The server is starting; please try again in a moment.",
                 retry_after_seconds=RETRY_AFTER_SECONDS,
             ) from None
+
+
+def _endpoint(methods: dict[str, App], scope: Scope) -> App:
+    """Return the endpoint for a method of a known path; raises MethodNotAllowed."""
+    exchange_of(scope).route = scope["path"]
+    method = scope["method"]
+    endpoint = methods.get("GET" if method == "HEAD" else method)
+    if endpoint is None:
+        raise http_error(405, method, scope["path"][:256])
+    return endpoint
 
 
 def build_paths(state: ServerState, metrics: Metrics, form: ErrorForm = _OPENAI) -> Paths:

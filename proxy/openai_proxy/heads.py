@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+
 from http_edge.head_rules import HeadRules
 from openai_protocol.errors import ApiError
 from openai_proxy.error_forms import ErrorForm
@@ -18,13 +20,17 @@ class CheckHead:
         self._rules = rules
         self._form = form
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    # It returns what the application returns instead of waiting for it: a coroutine less on the way
+    # of each request, and of each part of its answer.
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Serve one request."""
         try:
             self._rules.check(scope)
         except ApiError as error:
-            exchange_of(scope).error_code = str(error.code)
-            await send_error(send, error, self._form)
-            let_go(error)
-            return
-        await self._app(scope, receive, send)
+            return self._refuse(scope, send, error)
+        return self._app(scope, receive, send)
+
+    async def _refuse(self, scope: Scope, send: Send, error: ApiError) -> None:
+        exchange_of(scope).error_code = str(error.code)
+        await send_error(send, error, self._form)
+        let_go(error)

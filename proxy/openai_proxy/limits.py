@@ -9,6 +9,7 @@ Both look at bodies while they are read, in this order, and hold nothing of them
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 
 from http_edge.bytes_in_flight import (
     COST_PER_BYTE,
@@ -133,17 +134,24 @@ class LimitBody:
         self._app = app
         self._max_bytes = max_bytes
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    # It returns what the application returns instead of waiting for it: a coroutine less on the way
+    # of each request, and of each part of its answer.
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Serve one request."""
         length = header(scope, b"content-length")
-        if length is not None and length.isdigit():
-            if int(length) <= self._max_bytes:
-                await self._app(scope, receive, send)  # the server reads no more than that
-                return
-            expected = header(scope, b"expect")
-            if expected is None or expected.lower() != b"100-continue":
-                await self._discard(receive)
-            raise self._refusal()
+        if length is None or not length.isdigit():
+            return self._app(scope, self._counted(receive), send)
+        if int(length) <= self._max_bytes:
+            return self._app(scope, receive, send)  # the server reads no more than that
+        return self._refuse(scope, receive)
+
+    async def _refuse(self, scope: Scope, receive: Receive) -> None:
+        expected = header(scope, b"expect")
+        if expected is None or expected.lower() != b"100-continue":
+            await self._discard(receive)
+        raise self._refusal()
+
+    def _counted(self, receive: Receive) -> Receive:
         num_bytes = 0
 
         async def counted_receive() -> Message:
@@ -155,7 +163,7 @@ class LimitBody:
                 raise self._refusal()
             return message
 
-        await self._app(scope, counted_receive, send)
+        return counted_receive
 
     def _refusal(self) -> RequestTooLarge:
         return RequestTooLarge(
