@@ -56,8 +56,16 @@ def _cached(answer: Answer) -> int:
     return int(answer["usage"]["prompt_tokens_details"]["cached_tokens"])
 
 
-@pytest.mark.parametrize("ask", [_chat, _complete, _stream, _predict])
-@pytest.mark.parametrize("header", ["x-tenant", "x-api-key", "authorization"])
+@pytest.mark.parametrize(
+    ("ask", "header"),
+    [
+        (_chat, "x-tenant"),
+        (_complete, "x-api-key"),
+        (_stream, "authorization"),
+        (_predict, "x-tenant"),
+        (_predict, "authorization"),
+    ],
+)
 async def test_nobody_finds_out_what_another_tenant_has_asked(
     http: httpx2.AsyncClient, ask: Any, header: str
 ) -> None:
