@@ -122,6 +122,12 @@ def test_distributions_depend_downwards_alone(package: Path, other: str) -> None
     assert _importers(package, other) == set()
 
 
+@pytest.mark.parametrize("file", ["bytes_in_flight.py", "deadlines.py"])
+def test_what_counts_bytes_and_times_is_pure(file: str) -> None:
+    """Budgets and deadlines take times and counts as arguments."""
+    assert {name.split(".")[0] for name in _imports(_EDGE / file)} & _IMPURE == set()
+
+
 @pytest.mark.parametrize("file", _PURE)
 def test_the_engines_core_is_pure(file: str) -> None:
     """Scheduler, engine and what they are made of know neither clock nor chance nor I/O."""
