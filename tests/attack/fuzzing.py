@@ -60,8 +60,6 @@ POSTS: dict[str, tuple[tuple[str, Any], ...]] = {
         ("/openai/v1/completions", _COMPLETION),
         (f"/v1/models/{MODEL}:predict", _V1),
         (f"/v2/models/{MODEL}/infer", _INFER),
-        (f"/v2/models/{MODEL}/generate", {"text_input": "a", "parameters": {"max_tokens": 1}}),
-        ("/v2/repository/index", {}),
     ),
     "proxy": (
         *_OPENAI,
@@ -107,6 +105,24 @@ _TEXTS = (
     *("<|im_end|>", "../../etc/passwd", "a" * 5000, "\u202e", "é" * 300, "9" * 400, "null"),
 )
 _NUMBERS = (0, -1, 1, 2**31, 2**63, 2**64, -(2**63), 10**400, 1e308, -1e-308, 0.5, 128, 129)
+_PLAUSIBLE: dict[str, tuple[Any, ...]] = {
+    "max_tokens": (1, 2, 3),
+    "temperature": (0, 0.7, 2),
+    "top_p": (0.1, 1),
+    "top_k": (0, 1, 40),
+    "n": (1, 2, 3),
+    "stop": ("a", ["a", "b"], None),
+    "stream": (True, False),
+    "seed": (0, -5, 2**40),
+    "user": ("a", "b"),
+    "priority": (-1, 0, 9),
+    "presence_penalty": (-2, 0.5),
+    "repetition_penalty": (0.5, 1.5),
+    "ignore_eos": (True, False),
+    "dry_multiplier": (0, 0.8),
+    "logit_bias": ({}, {"1": 5}),
+    "cache_salt": ("a",),
+}
 _ODD_BYTES = (
     *(b'"', b"\\", b"{", b"}", b"[", b"]", b",", b":", b"\x00", b"\xff", b"\xed\xa0\x80"),
     *(b"\\ud800", b"\\u0000", b"NaN", b"-Infinity", b"1e999", b"9" * 400, b"null", b"true"),
@@ -218,6 +234,11 @@ class Fuzzer:
         if rng.random() < 0.4:
             return self._edited(json.dumps(valid).encode(), 3)
         body = dict(valid)
+        if rng.random() < 0.4:
+            names = rng.sample(list(_PLAUSIBLE), rng.randint(1, 4))
+            return json.dumps(
+                body | {name: rng.choice(_PLAUSIBLE[name]) for name in names}
+            ).encode()
         for _ in range(rng.randint(1, 3)):
             name = rng.choice([*body, rng.choice(_FIELDS)])
             if rng.random() < 0.2 and name != "max_tokens":
