@@ -41,7 +41,9 @@ class Shared:
 def _pair(model_path: Path) -> Iterator[Shared]:
     def start(stack: contextlib.ExitStack) -> Target:
         behind = stack.enter_context(servers.predictor(model_path, has_grpc=True))
-        return stack.enter_context(servers.proxy(f"--upstream-url={behind.url}", behind=behind))
+        # keys are told apart as in manifests/kserve/proxy
+        flags = (f"--upstream-url={behind.url}", '--upstream-headers={"tenant_from_key": true}')
+        return stack.enter_context(servers.proxy(*flags, behind=behind))
 
     shared = Shared(start)
     yield shared

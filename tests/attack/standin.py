@@ -97,7 +97,7 @@ class _Handler(BaseHTTPRequestHandler):
         event = f"data: {json.dumps(_answer('a' * _CHUNK))}\n\n".encode()
         while True:
             self.wfile.write(event)
-            time.sleep(0.002)
+            time.sleep(0.02)
 
 
 def _answer(text: str) -> dict[str, Any]:

@@ -253,6 +253,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(200 if time.monotonic() - began < 3 else 503)
         self.send_header("content-length", "0")
         self.end_headers()
+    do_POST = do_GET
     def log_message(self, *words):
         pass
 http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()

@@ -44,13 +44,13 @@ def test_cached_tokens_tell_nothing_of_another_tenant(target: Target) -> None:
     assert _cached(target, prompt) == 0
 
 
-def test_keys_are_tenants_too(shared_predictor: Target) -> None:
+def test_keys_are_tenants_too(target: Target) -> None:
     """Requests with different keys share no prefixes; another `user` alone is no other tenant."""
-    prompt = f"keys: {texts.words(600, seed=5)}"
+    prompt = f"{target.name} keys: {texts.words(600, seed=5)}"
     one, other = ("Authorization", "Bearer one"), ("Authorization", "Bearer other")
-    assert _cached(shared_predictor, prompt, one) == 0
-    assert _cached(shared_predictor, prompt, other) == 0
-    assert _cached(shared_predictor, prompt, one, user="somebody") > 0
+    assert _cached(target, prompt, one) == 0
+    assert _cached(target, prompt, other) == 0
+    assert _cached(target, prompt, one, user="somebody") > 0
 
 
 def test_guesses_behind_a_known_prefix_find_nothing(shared_predictor: Target) -> None:
