@@ -20,8 +20,10 @@ import pytest
 
 from tests.attack import servers, texts
 from tests.attack.canary import MOST_SECONDS, Canary, normal
+from tests.attack.memory import family
 from tests.attack.servers import Target, wait_until
 from tests.attack.wire import Connection, request
+from tests.processes import NUM_THREADS
 
 pytestmark = pytest.mark.model
 
@@ -126,10 +128,10 @@ def _comes_back(target: Target) -> float:
 
     def is_back() -> bool:
         assert target.server.process.poll() is None, "the process ended"
-        return target.ask("GET", "/v2/health/ready", seconds=5).status == 200
+        return normal(target.url, seconds=30).status == 200
 
     seconds = wait_until(is_back, NOTICED_SECONDS)
-    assert normal(target.url, seconds=30).status == 200
+    assert target.ask("GET", "/v2/health/ready").status == 200
     print(f"ready again by itself after {seconds:.1f} s")
     return seconds
 
@@ -236,8 +238,9 @@ def _stream_to_the_end(url: str, at: int) -> str:
 def test_death_of_the_predictor_loses_nothing_that_has_not_begun(model_path: Path) -> None:
     """What had got no byte of the proxy's own predictor when that died is answered all the same."""
     flags = ("--backend=llamacpp", f"--model-path={model_path}", "--model-name=smollm2")
-    with servers.proxy(*flags, max_bytes=None) as front, ThreadPoolExecutor(12) as pool:
-        body = {**_body("The river"), "max_tokens": 200, "ignore_eos": True}
+    threads = f"--backend-arg=--n_threads={NUM_THREADS}"
+    with servers.proxy(*flags, threads, max_bytes=None) as front, ThreadPoolExecutor(12) as pool:
+        body = {**_body("The river"), "max_tokens": 100, "ignore_eos": True}
         answers = [pool.submit(normal, front.url, body) for _ in range(8)]
         time.sleep(1.0)
         front.server.find("kserve_llamacpp").kill()
@@ -250,10 +253,18 @@ import http.server, sys, time
 began = time.monotonic()
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        self.send_response(200 if time.monotonic() - began < 3 else 503)
-        self.send_header("content-length", "0")
+        self.send_response(200 if time.monotonic() - began < 8 else 503)
+        self.send_header("content-length", "2")
         self.end_headers()
-    do_POST = do_GET
+        self.wfile.write(b"{}")
+    def do_POST(self):
+        self.rfile.read(int(self.headers.get("content-length", 0)))
+        answer = b'{"id": "a", "object": "chat.completion", "choices": []}'
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
     def log_message(self, *words):
         pass
 http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
@@ -272,15 +283,15 @@ def test_backend_that_is_unwell_for_good_is_started_again(tmp_path: Path) -> Non
         *("--request-timeout-seconds=4", "--read-timeout-seconds=4"),
         "--backend-backoff-seconds=0.1",
     )
-    with servers.proxy(*flags, max_bytes=None) as front:
-        (first,) = [pid for pid in front.pids if _runs(pid, str(program))]
+    with servers.proxy(*flags, max_bytes=None, is_ready=False) as front:
+        front.server.wait_for("backend_ready")
+        (first,) = [pid for pid in family(front.server.pid) if _runs(pid, str(program))]
         servers.wait_until(lambda: not psutil.pid_exists(first), 40)
 
 
-def _runs(pid: int, word: str) -> bool:
+def _runs(pid: int, program: str) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):
-        command = psutil.Process(pid).cmdline()
-        return word in command and command[0] == sys.executable and "-m" not in command
+        return psutil.Process(pid).cmdline()[1:2] == [program]
     return False
 
 
