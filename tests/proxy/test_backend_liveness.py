@@ -40,6 +40,7 @@ class Patient:
     lives: Iterator[Life]
     grows: Iterator[int]
     now: float = 0.0
+    last: int = 0
     told: list[str | None] = field(default_factory=list)
     has_seen_all: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -79,8 +80,9 @@ class Patient:
         return found
 
     def received(self, _: str) -> Received:
-        """Return what has come over its one connection."""
-        return {1: next(self.grows)}
+        """Return what has come over its one connection; nothing more once all has been told."""
+        self.last = next(self.grows, self.last)
+        return {1: self.last}
 
     async def hangs(self) -> bool:
         """Run it; tell whether it was ended by all its looks, after which it is given up."""
@@ -121,6 +123,30 @@ async def test_when_it_hangs(lives: str, grows: list[int], is_ended: bool) -> No
     looks = {"a": Life.ALIVE, "s": Life.SILENT, "o": Life.OVER}
     seen = [looks[letter] for letter in lives]
     assert await Patient(4.0, iter(seen), iter(grows)).hangs() == is_ended
+
+
+async def test_refusal_of_a_look_is_no_sign_of_life() -> None:
+    """The bytes of a 503 that a look itself has got do not count, though just closed."""
+
+    @dataclass
+    class Refusing(Patient):
+        num_looks: int = 0
+        is_open: bool = False
+
+        async def life(self, url: str, seconds: float) -> Life:
+            self.num_looks += 1
+            self.is_open = True
+            return await super().life(url, seconds)
+
+        async def sleep(self, seconds: float) -> None:
+            self.is_open = self.is_open and seconds != self.limit / 4
+            await super().sleep(seconds)
+
+        def received(self, url: str) -> Received:
+            own = {100 + self.num_looks: 40} if self.is_open else {}
+            return {**super().received(url), **own}
+
+    assert await Refusing(4.0, iter([Life.SILENT] * 5), iter([7])).hangs()
 
 
 async def test_it_may_be_turned_off() -> None:

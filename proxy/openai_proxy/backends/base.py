@@ -335,6 +335,8 @@ class Supervisor:
         before: Received | None = None  # at the last look, if that was not answered
         while True:
             await self._sleep(pause)
+            # before the look, whose own answer is no sign of life
+            now = self._checks.received(url) if before is not None else None
             life = await self._checks.life(url, pause)
             num_over = num_over + 1 if life is Life.OVER else 0
             if num_over == LOOKS_TO_OVER:
@@ -343,10 +345,12 @@ class Supervisor:
             if life is not Life.SILENT:
                 heard_at, before = self._clock(), None
                 continue
-            now = self._checks.received(url)
-            if before is not None and has_grown(before, now):
+            if before is None or now is None:
+                before = self._checks.received(url)
+                continue
+            if has_grown(before, now):
                 heard_at = self._clock()
-            elif before is not None and self._clock() - heard_at >= limit:
+            elif self._clock() - heard_at >= limit:
                 return
             before = now
 
