@@ -38,7 +38,9 @@ def _body(text: str) -> dict[str, Any]:
     return {"model": "smollm2", "prompt": text, "max_tokens": 1}
 
 
-@pytest.mark.parametrize("shape", FEW)
+@pytest.mark.parametrize(
+    "shape", [FEW[0], *(pytest.param(shape, marks=pytest.mark.attack) for shape in FEW[1:])]
+)
 def test_no_long_run_ends_an_engine(tekken: Target, shape: str) -> None:
     """A run of 30,000 characters, twice, leaves a model with Tekken's pre-tokenizer as it was."""
     before = tekken.pids
@@ -89,6 +91,7 @@ def _send_text(url: str, text: str, name: str, at: int) -> None:
     assert status in {0, 200, 400, 404, 405, 413}, (name, path, status)
 
 
+@pytest.mark.attack
 @pytest.mark.parametrize("shape", ["capitals", "newlines", "any"])
 def test_texts_are_cut_into_tokens_in_time(tekken: Target, shape: str) -> None:
     """A text of 64 KiB that doesn't fit is refused within 3 ms a KiB."""
@@ -103,6 +106,7 @@ def test_texts_are_cut_into_tokens_in_time(tekken: Target, shape: str) -> None:
         assert best <= num_kib * MS_A_KIB / 1000 + SLACK_SECONDS
 
 
+@pytest.mark.attack
 def test_what_cannot_fit_is_refused_first(target: Target) -> None:
     """8 MB of text are refused without being cut into tokens: the others notice nothing of it."""
     text = texts.words(1 << 20) * 7

@@ -22,10 +22,10 @@ pytestmark = pytest.mark.model
 
 SEED = int(os.environ.get("ATTACK_SEED", "1"))
 # of both servers together: half of the requests each, and of the predictor's bodies a part by gRPC
-SHORT = 600
+SHORT = 400
 LONG = 10_000
 GRPC_SHARE = 5
-NUM_CLIENTS = 6  # fewer than sequences, so that the others have one to be computed in
+NUM_CLIENTS = 4  # fewer than sequences, so that the others have one to be computed in
 QUIET_SECONDS = {"raw": 0.25, "json": 0.7}  # then the client leaves: some ask for long answers
 MEANT = {501, 503, 504, 505}
 MORE_MIB = 64

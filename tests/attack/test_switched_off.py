@@ -67,6 +67,7 @@ def test_grpc_is_off_unless_asked_for(tiny_model: Path) -> None:
         assert _listening(target) == {("127.0.0.1", int(target.url.rsplit(":", 1)[1]))}
 
 
+@pytest.mark.attack
 def test_grpc_listens_where_http_does_and_unloads_nothing(tiny_model: Path) -> None:
     """gRPC is bound to `--http_host`; its methods of a repository are not there."""
     port = servers.free_port()

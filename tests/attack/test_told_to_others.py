@@ -36,7 +36,7 @@ def _cached(target: Target, prompt: str, *headers: tuple[str, str], **more: Any)
 
 def test_cached_tokens_tell_nothing_of_another_tenant(target: Target) -> None:
     """A prompt that another tenant has sent is no hit, and costs as much as any other."""
-    prompt = f"{target.name}: {texts.words(600, seed=4)}"
+    prompt = f"{target.name}: {texts.words(250, seed=4)}"
     one, other = ("X-Tenant", "one"), ("X-Tenant", "other")
     assert _cached(target, prompt, one) == 0
     assert _cached(target, prompt, one) > 0
@@ -46,16 +46,17 @@ def test_cached_tokens_tell_nothing_of_another_tenant(target: Target) -> None:
 
 def test_keys_are_tenants_too(target: Target) -> None:
     """Requests with different keys share no prefixes; another `user` alone is no other tenant."""
-    prompt = f"{target.name} keys: {texts.words(600, seed=5)}"
+    prompt = f"{target.name} keys: {texts.words(250, seed=5)}"
     one, other = ("Authorization", "Bearer one"), ("Authorization", "Bearer other")
     assert _cached(target, prompt, one) == 0
     assert _cached(target, prompt, other) == 0
     assert _cached(target, prompt, one, user="somebody") > 0
 
 
+@pytest.mark.attack
 def test_guesses_behind_a_known_prefix_find_nothing(shared_predictor: Target) -> None:
     """A guess at what another has sent behind a known prefix has the same count, right or wrong."""
-    known = f"card: {texts.words(600, seed=6)} my card number is "
+    known = f"card: {texts.words(250, seed=6)} my card number is "
     _cached(shared_predictor, known + "4929 1187", ("X-Tenant", "victim"))
     counts = {
         _cached(shared_predictor, known + guess, ("X-Tenant", f"thief-{at}"))
@@ -190,6 +191,7 @@ def test_upstream_sees_only_listed_headers(upstream: StandIn) -> None:
     assert "secret" not in {value for _, value in head}
 
 
+@pytest.mark.attack
 def test_health_tells_no_url(upstream: StandIn) -> None:
     """GET /health tells anyone how the server is, not where its upstream is."""
     port = upstream.url.rsplit(":", 1)[1].encode()
@@ -204,6 +206,7 @@ def test_health_tells_no_url(upstream: StandIn) -> None:
         assert port in target.ask("GET", "/health").body
 
 
+@pytest.mark.attack
 def test_predictor_outside_of_loopback_warns(tiny_model: Path) -> None:
     """A predictor that anybody may reach says so at its start, in one line; on loopback none."""
     for host, is_warned in (("0.0.0.0", True), ("127.0.0.1", False)):  # noqa: S104
@@ -213,6 +216,7 @@ def test_predictor_outside_of_loopback_warns(tiny_model: Path) -> None:
             assert len(warnings) == is_warned, warnings
 
 
+@pytest.mark.attack
 def test_proxy_outside_of_loopback_warns(upstream: StandIn) -> None:
     """A proxy that anybody may reach says so at its start, in one line; on loopback none."""
     for host, is_warned in (("0.0.0.0", True), ("127.0.0.1", False)):  # noqa: S104
