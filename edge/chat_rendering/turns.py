@@ -48,13 +48,15 @@ class Turns:
 
     def give_back(self) -> None:
         """End a turn; the next one begins."""
-        if not self._waiting:
-            self._is_taken = False
-            return
-        tenant, waiting = self._waiting.popitem(last=False)
-        waiting.popleft().set_result(None)
-        if waiting:
-            self._waiting[tenant] = waiting
+        while self._waiting:
+            tenant, waiting = self._waiting.popitem(last=False)
+            turn = waiting.popleft()
+            if waiting:
+                self._waiting[tenant] = waiting
+            if not turn.done():  # else it was cancelled, and is about to leave
+                turn.set_result(None)
+                return
+        self._is_taken = False
 
     def _make_room(self, tenant: str) -> None:
         most = max(self._waiting, key=lambda name: len(self._waiting[name]), default=tenant)
@@ -63,7 +65,8 @@ class Turns:
             raise Full
         last = self._waiting[most][-1]
         self._forget(most, last)
-        last.set_exception(Full())
+        if not last.done():
+            last.set_exception(Full())
 
     def _forget(self, tenant: str, turn: asyncio.Future[None]) -> None:
         waiting = self._waiting.get(tenant)

@@ -20,8 +20,12 @@ class Run:
     async def ask(self, *names: str) -> None:
         """Ask for turns; a name's first letter is its tenant."""
         for name in names:
-            self.tasks[name] = asyncio.create_task(self._take(name))
+            self.begin(name)
             await self.settle()
+
+    def begin(self, name: str) -> None:
+        """Ask for a turn once the test waits for something."""
+        self.tasks[name] = asyncio.create_task(self._take(name))
 
     async def _take(self, name: str) -> None:
         await self.turns.take(name[0])
@@ -59,6 +63,29 @@ async def test_who_leaves_is_passed_over() -> None:
 
     assert run.came == ["a1", "b1"]
     assert run.turns.num_waiting == 0
+
+
+async def test_one_that_leaves_just_before_its_turn_keeps_nobody() -> None:
+    """A turn that comes while its taker is cancelled, but has not noticed, goes to the next one."""
+    run = Run()
+    await run.ask("a1", "a2", "a3")
+    run.tasks["a2"].cancel()
+    await run.end(2)
+    await run.ask("a4")
+
+    assert run.came == ["a1", "a3", "a4"]
+
+
+async def test_one_that_leaves_just_before_it_gives_way_makes_room() -> None:
+    """One that is cancelled and still counted is taken out for another tenant's first."""
+    run = Run(max_waiting=3)
+    await run.ask("a1", "a2", "a3", "a4")
+    run.begin("b1")
+    run.tasks["a4"].cancel()
+    await run.settle()
+    await run.end(3)
+
+    assert run.came == ["a1", "a2", "b1", "a3"]
 
 
 async def test_a_full_queue_refuses_the_tenant_that_fills_it() -> None:
