@@ -198,7 +198,12 @@ class _Lane:
         task = asyncio.create_task(self._process.render(texts))
         self._running.add(task)
         task.add_done_callback(self._done)
-        return await asyncio.shield(task)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():  # by `close`, and not its client's own task
+                raise Lost("the server ends") from None
+            raise
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)

@@ -39,6 +39,8 @@ class ModelTemplate:
         self._template: Template | None = None
         self._loading: asyncio.Task[Renderer | None] | None = None
         self._renderer: Renderer | None = None
+        self.num_rendering = 0
+        self._became_idle = asyncio.Event()
 
     @property
     def has_date(self) -> bool:
@@ -72,14 +74,26 @@ class ModelTemplate:
 
     async def render(self, messages: list[Message], tenant: str = "") -> str:
         """Return the prompt of a tenant's chat, once the template is loaded; raises ApiError."""
-        renderer = await self._loaded()
-        if renderer is None:
-            raise InvalidRequest(
-                "This model has no chat template; use /v1/completions.",
-                param="messages",
-                code=ErrorCode.NO_CHAT_TEMPLATE,
-            )
-        return await renderer.render(messages, tenant)
+        self.num_rendering += 1
+        try:
+            renderer = await self._loaded()
+            if renderer is None:
+                raise InvalidRequest(
+                    "This model has no chat template; use /v1/completions.",
+                    param="messages",
+                    code=ErrorCode.NO_CHAT_TEMPLATE,
+                )
+            return await renderer.render(messages, tenant)
+        finally:
+            self.num_rendering -= 1
+            if not self.num_rendering:
+                self._became_idle.set()
+
+    async def idle(self) -> None:
+        """Wait until no chat is rendered, or waits for it."""
+        while self.num_rendering:
+            self._became_idle.clear()
+            await self._became_idle.wait()
 
     async def _loaded(self) -> Renderer | None:
         if self._loading is None:

@@ -116,6 +116,13 @@ class ServedModel:
         await self.engine.lost()
         return EngineLostError(f"only a new server can start another engine: {self._why_lost}")
 
+    async def idle(self) -> None:
+        """Wait until no chat is rendered and no request runs or waits."""
+        await self.engine.idle()
+        while self._template.num_rendering:
+            await self._template.idle()
+            await self.engine.idle()  # what was rendered is submitted at once
+
     async def stop(self) -> None:
         """End the engine; requests that still run fail."""
         await self._sharing.stop()

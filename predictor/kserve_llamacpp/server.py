@@ -166,7 +166,7 @@ class LlamaCppServer(ModelServer):  # type: ignore[misc]  # kserve has no types
         stopping_grpc = asyncio.create_task(self._stop_grpc())
         engine = self._served.engine
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(engine.idle(), self._config.grace_seconds)
+            await asyncio.wait_for(self._served.idle(), self._config.grace_seconds)
         engine.fail_all(
             Unavailable("The server is shutting down.", code=ErrorCode.SERVER_SHUTTING_DOWN)
         )

@@ -112,6 +112,25 @@ async def test_a_chat_whose_template_is_replaced_may_come_again(run: Callable[..
         await chat
 
 
+async def test_who_waits_for_the_end_of_all_chats_waits_for_those_that_are_rendered(
+    run: Callable[..., Run],
+) -> None:
+    """A server that drains does not end while a chat's prompt is still to come."""
+    one = run()
+    await one.template.idle()  # nothing is rendered
+    await one.take("model's")
+    chat = asyncio.create_task(one.template.render(HI))
+    await asyncio.sleep(0)
+    idle = asyncio.create_task(one.template.idle())
+    await asyncio.sleep(0)
+    assert not idle.done()
+
+    one.made[0].loaded.set_result(None)
+    await idle
+
+    assert chat.done()
+
+
 async def test_a_template_of_the_flag_wins(run: Callable[..., Run]) -> None:
     """A template that the operator names is used instead of the model's own."""
     one = run("flag's")

@@ -313,6 +313,19 @@ async def test_a_chat_whose_client_left_is_not_begun() -> None:
     assert process.num_asked == 1
 
 
+async def test_chats_that_are_rendered_at_the_end_are_told_so() -> None:
+    """At the end, a chat that is rendered and one that waits get 503, not a cancelled task."""
+    renderer, _ = played()
+    chats = [asyncio.create_task(renderer.render(chat("hi"))) for _ in range(2)]
+    await settle()
+
+    await renderer.close()
+
+    for one in chats:
+        with pytest.raises(Unavailable):
+            await one
+
+
 async def test_a_process_that_cannot_be_had_is_no_fault_of_the_chat() -> None:
     """Where a second process is lost as well, the client may try again later."""
     renderer, process = played()
