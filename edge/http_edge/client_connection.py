@@ -7,6 +7,8 @@ import ssl
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
+from openai_protocol.errors import ApiError
+
 Message = MutableMapping[str, Any]
 EXTENSION = "http_edge.connection"  # among ASGI's extensions
 # The server writes so much ahead of what a client has read.
@@ -16,18 +18,20 @@ PART_BYTES = 64 * 1024
 class ClientConnection:
     """What a request knows of its client's connection; the server's protocol owns it.
 
-    `is_full`: more of the answer waits for the client than the server writes ahead. While the
+    `is_full`: more of the answer waits for the client than the server writes ahead. `refusal` is
+    what the connection itself has answered to a request whose body it has given up. While the
     connection lives it does not lead back to the protocol but by `_abort`, which goes with it.
     """
 
-    __slots__ = ("_abort", "_waiter", "is_full", "is_lost", "on_lost")
+    __slots__ = ("_abort", "_waiters", "is_full", "is_lost", "on_lost", "refusal")
 
     def __init__(self, abort: Callable[[], None] = lambda: None) -> None:
         self.is_full = False
         self.is_lost = False
         self.on_lost: Callable[[], None] | None = None
+        self.refusal: ApiError | None = None
         self._abort: Callable[[], None] | None = abort
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiters: list[asyncio.Future[None]] = []  # of answers to requests sent ahead, too
 
     def lose(self) -> None:
         """Tell who watches that the client is gone."""
@@ -41,22 +45,25 @@ class ClientConnection:
     def note_room(self) -> None:
         """Take note that the client has read nearly all, or will read no more."""
         self.is_full = False
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
     async def written(self) -> None:
         """Wait until the client has read nearly all that was sent, or is gone."""
         while self.is_full:
-            self._waiter = asyncio.get_running_loop().create_future()
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
             try:
-                await self._waiter
+                await waiter
             finally:
-                self._waiter = None
+                self._waiters.remove(waiter)
 
     def let_go(self) -> None:
         """Wait for the client no more: where it has not read its answer, the connection ends.
 
-        Call it when a request is over, however that came: what is unread would stay otherwise.
+        Call it when a request is over whose answer was not sent, or not read, to its end: what is
+        unread would stay otherwise.
         """
         if self.is_full and self._abort is not None:
             self._abort()

@@ -9,6 +9,7 @@ import struct
 from http import HTTPStatus
 from typing import Any, ClassVar
 
+import structlog
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from http_edge import bounds, head_rules
@@ -29,6 +30,8 @@ _ACKED_AT = 120  # tcpi_bytes_acked in Linux's tcp_info
 # What a connection waits for: the next request, the rest of a head or of a body, the server. Plain
 # numbers, for they are looked at several times for each request.
 _IDLE, _HEAD, _BODY, _ANSWER = range(4)
+
+log = structlog.get_logger("http_edge")
 
 
 class RefusedError(Exception):
@@ -175,15 +178,7 @@ class BoundedConnection(HttpToolsProtocol):
             self.flow.resume_reading()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is no HTTP, in the envelope; uvicorn calls it.
-
-        While an answer is being sent nothing can be put into it: the connection ends with it.
-        """
-        cycle = self._cycle
-        is_answering = cycle and cycle.response_started and not cycle.response_complete
-        if self.pipeline or is_answering:
-            self.transport.close()
-            return
+        """Refuse what is no HTTP, in the envelope; uvicorn calls it."""
         self._refuse(self._refusal or _bad_request("This is no valid HTTP request."))
 
     # Answers
@@ -284,8 +279,7 @@ class BoundedConnection(HttpToolsProtocol):
         return int(acknowledged) or -num_waiting
 
     def _end_body(self) -> None:
-        cycle = self._cycle
-        if self.pipeline or cycle is None or cycle.response_started:
+        if not self._can_tell():
             self.drop()
             return
         times = self.server_connections.bounds
@@ -332,7 +326,27 @@ class BoundedConnection(HttpToolsProtocol):
             return error
         return None
 
+    def _can_tell(self) -> bool:
+        """Tell whether what is sent now would be taken for the answer to what is refused.
+
+        It would not while an earlier request waits for its answer, or amid an answer.
+        """
+        cycle = self._cycle
+        if self.pipeline:
+            return False
+        if cycle is None or cycle.response_complete:
+            return True
+        return self._turn != _HEAD and not cycle.response_started
+
     def _refuse(self, error: ApiError) -> None:
+        """Tell the client why the connection ends, if that can be told, and end it."""
+        if self._turn == _BODY:
+            self._client.refusal = error  # its request tells the log
+        else:
+            log.info("request_refused", status=error.status, error_code=str(error.code))
+        if not self._can_tell():
+            self.transport.close()
+            return
         body = error.body()
         headers = {**error.headers(), "connection": "close"}
         told = "".join(f"{name}: {value}\r\n" for name, value in headers.items())

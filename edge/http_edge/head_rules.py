@@ -49,10 +49,14 @@ class FramingError(InvalidRequest):
 
 
 class HeadRules:
-    """Checks the heads of one server's requests; `hosts` says for whom it may be asked."""
+    """Checks the heads of one server's requests; `hosts` says for whom it may be asked.
 
-    def __init__(self, hosts: HostRules) -> None:
+    `setting` is what the operator knows them by.
+    """
+
+    def __init__(self, hosts: HostRules, setting: str) -> None:
         self._hosts = hosts
+        self._setting = setting
 
     def check(self, scope: Scope) -> None:
         """Refuse a request whose head is not clear; put its headers and path into one form.
@@ -96,8 +100,8 @@ class HeadRules:
         server = scope.get("server")
         if host is not None and not self._hosts.allows(host, server[0] if server else None):
             raise InvalidRequest(
-                "This server is not asked for by this host: allow it with the setting for allowed "
-                "hosts.",
+                f"This server does not serve the host {host[:_MAX_SHOWN]!r}; whoever runs it can "
+                f"allow it with {self._setting}.",
                 param="Host",
                 status=403,
                 code=ErrorCode.HOST_NOT_ALLOWED,
@@ -177,6 +181,7 @@ def target_of(url: bytes) -> tuple[str, str] | None:
 
 _REFUSED = ErrorCode.INVALID_VALUE
 _MAX_DIGITS = 18
+_MAX_SHOWN = 100
 
 
 def _shown(name: bytes) -> str:

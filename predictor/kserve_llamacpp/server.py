@@ -190,7 +190,9 @@ class LlamaCppServer(ModelServer):  # type: ignore[misc]  # kserve has no types
             RequestGate,
             max_body_bytes=self._config.max_body_bytes,
             budget=self._budget,
-            head_rules=HeadRules(HostRules(self._config.http_host, self._config.allowed_hosts)),
+            head_rules=HeadRules(
+                HostRules(self._config.http_host, self._config.allowed_hosts), "--allowed_hosts"
+            ),
             is_draining=lambda: self._is_draining,
         )
         return app

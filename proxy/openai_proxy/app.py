@@ -155,5 +155,5 @@ def build(
     if settings.cors is not None:
         edge = AllowOrigins(edge, settings.cors, form)
     hosts = HostRules(settings.host, settings.allowed_hosts)
-    edge = CheckHead(edge, HeadRules(hosts), form)
+    edge = CheckHead(edge, HeadRules(hosts, "--allowed-hosts"), form)
     return Observe(edge, observers, is_draining=is_draining)

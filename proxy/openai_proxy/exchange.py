@@ -39,7 +39,8 @@ class Exchange:
     Times are those of the observing middleware's clock, in seconds. `route` is the path as the
     server knows it, `model` as the client wrote it; neither is bounded until it is checked.
     `server` is the address it came to, `trace_headers` are the client's, `span` is the tracer's;
-    `log_fields` are on each log line that is written for it.
+    `log_fields` are on each log line that is written for it. `is_written`: the client has read all
+    of the answer, but for what the server writes ahead.
     """
 
     request_id: str
@@ -54,6 +55,7 @@ class Exchange:
     finished_at: float | None = None
     error_code: str | None = None
     is_client_gone: bool = False
+    is_written: bool = False
     upstream: str | None = None
     num_attempts: int = 0
     prompt_tokens: int | None = None

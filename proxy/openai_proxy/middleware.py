@@ -94,8 +94,8 @@ class Observe:
         try:
             await self._app(scope, receive, self._watched(exchange, send, connection))
         finally:
-            if connection is not None:
-                connection.let_go()
+            if connection is not None and not exchange.is_written:
+                connection.let_go()  # what is unread afterwards may be of the next answer
             exchange.finished_at = self._clock()
             for observer in self._observers:
                 observer.request_finished(exchange)
@@ -121,7 +121,11 @@ class Observe:
                 return send(message)
             if message.get("more_body", False):
                 return send(message)
-            return send_last(send, message, connection)
+            return send_the_last(message)
+
+        async def send_the_last(message: Message) -> None:
+            await send_last(send, message, connection)
+            exchange.is_written = True
 
         return watched_send
 
@@ -144,8 +148,13 @@ class RenderErrors:
         try:
             await self._app(scope, receive, send)
         except ClientGoneError as error:
-            exchange.is_client_gone = True
-            exchange.status = exchange.status or CLIENT_CLOSED_REQUEST
+            connection = client_connection(scope)
+            refusal = None if connection is None else connection.refusal
+            if refusal is not None and exchange.status is None:
+                exchange.status, exchange.error_code = refusal.status, str(refusal.code)
+            else:
+                exchange.is_client_gone = True
+                exchange.status = exchange.status or CLIENT_CLOSED_REQUEST
             let_go(error)
         except ApiError as error:
             await self._answer(exchange, send, error)

@@ -8,7 +8,9 @@ import ssl
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
+from http_edge.client_connection import ClientConnection
 from tests.edge.serving import GET, HEAD, MIB, App, rest, serve
 from tests.proxy.certificates import Authority
 from tests.proxy.harness import until
@@ -319,3 +321,36 @@ async def test_long_heads_are_in_flight() -> None:
             await until(lambda: server.budget.used > 300_000)
             assert refusal(await server.talk(head)) == (503, "server_overloaded")
         await until(lambda: server.budget.used == 0)
+
+
+async def test_all_of_several_unread_answers_end() -> None:
+    """Answers to requests that were sent ahead wait at the same time; none waits for ever."""
+    connection = ClientConnection()
+    connection.is_full = True
+    answers = [asyncio.create_task(connection.written()) for _ in range(3)]
+    await asyncio.sleep(0)
+    connection.note_room()
+    async with asyncio.timeout(1):
+        await asyncio.gather(*answers)
+
+
+@pytest.mark.parametrize("rubbish", [b"a:b\r\n" * 20_000, b"\x00"])
+async def test_a_refusal_is_never_put_into_an_answer(rubbish: bytes) -> None:
+    """What is refused while an earlier request is served ends the connection, without a word."""
+    app = App(held=asyncio.Event())
+    async with serve(app) as server, server.client(GET + HEAD) as (reader, writer):
+        await until(lambda: app.num_begun == 1)
+        writer.write(rubbish)
+        await writer.drain()
+        assert b"HTTP/1.1 4" not in await rest(reader)
+
+
+async def test_refusals_are_logged() -> None:
+    """What the connection refuses itself reaches no access log: it has a line of its own."""
+    async with serve(App()) as server:
+        with capture_logs() as lines:
+            await server.talk(HEAD + b"a:b\r\n" * 1000 + b"\r\n")
+            await server.talk(HEAD.replace(b"x", b"\x00"))
+    told = [(line["status"], line["error_code"]) for line in lines]
+    assert told == [(431, "invalid_value"), (400, "invalid_value")]
+    assert {line["event"] for line in lines} == {"request_refused"}

@@ -30,7 +30,7 @@ def checked(
 ) -> dict[str, Any]:
     """What becomes of a request's scope."""
     asked: dict[str, Any] = {"method": "GET", "path": "/", "headers": list(headers), **scope}
-    HeadRules(HostRules(bound)).check(asked)
+    HeadRules(HostRules(bound), "--allowed-hosts").check(asked)
     return asked
 
 
@@ -81,7 +81,8 @@ def test_a_foreign_host() -> None:
     """On loopback a page with a name of its own is refused, its request is not served."""
     error = refused((b"host", b"rebound.example"))
     assert (error.status, error.code, error.param) == (403, "host_not_allowed", "Host")
-    assert "rebound" not in error.message
+    assert "'rebound.example'" in error.message
+    assert "--allowed-hosts" in error.message
     checked((b"host", b"rebound.example"), bound="0.0.0.0")  # noqa: S104
 
 

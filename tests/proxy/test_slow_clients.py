@@ -15,6 +15,9 @@ from aiohttp import web
 
 from http_edge.bytes_in_flight import COST_PER_REQUEST, MIB, least_capacity
 from openai_proxy.config import ConfigError, load
+from openai_proxy.exchange import Exchange
+from openai_proxy.middleware import Observe, Receive, RenderErrors, Scope, Send, read_body
+from tests.edge.serving import rest, serve
 from tests.proxy import harness
 from tests.proxy.harness import CHAT, COMPLETION, MESSAGES, Proxy, StandIn, until
 from tests.proxy.test_request_head import talk
@@ -73,6 +76,54 @@ async def test_a_slow_body_is_given_up(upstream: StandIn) -> None:
         assert b'"request_timeout"' in answered
         await until(lambda: len(proxy.lifecycle._running) == 0)
         assert proxy.lifecycle._budget.used == 0
+
+
+async def test_what_the_log_says_of_a_slow_body() -> None:
+    """It has the status that the client got, and no client that has left."""
+    ended: list[Exchange] = []
+
+    class Log:
+        def request_started(self, exchange: Exchange) -> None:
+            """Nothing yet."""
+
+        def request_finished(self, exchange: Exchange) -> None:
+            """Keep it."""
+            ended.append(exchange)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await read_body(receive)
+
+    async with serve(Observe(RenderErrors(app), [Log()]), body_seconds=0.2) as server:
+        await server.talk(POST % 100 + b"{")
+        await until(lambda: len(ended) == 1)
+    assert (ended[0].status, ended[0].error_code) == (408, "request_timeout")
+    assert not ended[0].is_client_gone
+
+
+async def test_an_answer_that_was_read_ends_no_connection() -> None:
+    """What is unread while a request ends may be the next answer: its client gets all of it."""
+    has_begun = asyncio.Event()
+    answers = [b"short", b"a" * 4 * MIB]
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        answer = answers.pop(0)
+        length = (b"content-length", b"%d" % len(answer))
+        await send({"type": "http.response.start", "status": 200, "headers": [length]})
+        if answers:
+            await send({"type": "http.response.body", "body": answer})
+            await has_begun.wait()
+            await asyncio.sleep(0.05)  # for the buffer to be full
+        else:
+            has_begun.set()
+            await send({"type": "http.response.body", "body": answer})
+
+    two = b"GET / HTTP/1.1\r\nhost: x\r\n\r\nGET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+    async with (
+        serve(Observe(app, [])) as server,
+        server.client(two, receive_buffer=4096) as (reader, _),
+    ):
+        await asyncio.sleep(0.2)
+        assert len(await rest(reader)) > 4 * MIB
 
 
 @pytest.mark.parametrize("is_stream", [False, True])

@@ -65,7 +65,7 @@ class RequestGate:
                 raise refusal
             body = await self._read_body(scope, receive, lease)
             if body is None:
-                exchange.has_client_left = True
+                exchange.note_lost_client()
             else:
                 check_inference_length(scope["headers"], len(body))
                 await self._run(scope, receive, exchange, body)
@@ -166,6 +166,7 @@ class Exchange:
         self._first_byte: float | None = None
         self._status: int | None = None
         self.is_complete = False
+        self._is_written = False
         self.has_client_left = False
         self.request_id = self._name()
         scope["access_log"] = {}  # routes put here what they know: model, tokens
@@ -216,12 +217,24 @@ class Exchange:
             if self.is_complete:
                 self._lease.charge(len(message.get("body", b"")))
                 await send_last(self._send, message, self._connection)
+                self._is_written = True
                 return
         await self._send(message)
 
+    def note_lost_client(self) -> None:
+        """Take note that the rest of the body will not come: left, or refused for its slowness."""
+        refusal = None if self._connection is None else self._connection.refusal
+        if refusal is None:
+            self.has_client_left = True
+        else:
+            self._status = refusal.status
+
     def let_go(self) -> None:
-        """Wait for the client no more: what it has not read goes with its connection."""
-        if self._connection is not None:
+        """Wait for the client no more: what it has not read goes with its connection.
+
+        After the end of an answer that was read, what is unread may be of the next one.
+        """
+        if self._connection is not None and not self._is_written:
             self._connection.let_go()
 
     async def refuse(self, error: ApiError) -> None:

@@ -44,7 +44,7 @@ async def ask(
     gate = RequestGate(
         app,
         max_body_bytes=100,
-        head_rules=HeadRules(HostRules("127.0.0.1")),
+        head_rules=HeadRules(HostRules("127.0.0.1"), "--allowed_hosts"),
         budget=ByteBudget(16 * MIB),
     )
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]

@@ -50,7 +50,7 @@ class _Call:
         self._gate = RequestGate(
             app,
             max_body_bytes=_LIMIT,
-            head_rules=HeadRules(HostRules("127.0.0.1")),
+            head_rules=HeadRules(HostRules("127.0.0.1"), "--allowed_hosts"),
             budget=self.budget,
             is_draining=lambda: self.is_draining,
             clock=lambda: self.now,
@@ -457,3 +457,35 @@ async def test_a_client_that_leaves_with_its_answer_unread_is_gone() -> None:
     running.cancel()
     await asyncio.wait((running,))
     assert ended.is_set()
+
+
+async def test_a_body_that_the_connection_has_refused() -> None:
+    """A body that came too slowly is logged with what its client was told: nobody has left."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        raise AssertionError
+
+    call = _Call(app)
+    call.put(b"{", more=True)
+    call.connection.refusal = RateLimited("slow", status=408)
+    call.leave()
+    with structlog.testing.capture_logs() as logs:
+        await call.run()
+    assert [log["status"] for log in logs] == [408]
+    assert "client_left" not in logs[0]
+
+
+async def test_an_answer_that_was_read_ends_no_connection() -> None:
+    """What is unread once an answer was read is another's: a request that was sent at once."""
+    ends: list[bool] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"answer"})
+        call.connection.is_full = True  # by the next answer
+
+    call = _Call(app)
+    call.connection._abort = lambda: ends.append(True)
+    call.put(b"")
+    await call.run()
+    assert ends == []
