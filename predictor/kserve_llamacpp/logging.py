@@ -1,6 +1,7 @@
 """Structured logs on stderr: pretty on a terminal, one JSON object a line otherwise.
 
-Prompts, answers and keys are never logged. What a request's code logs carries its `request_id`.
+Prompts, answers and keys are never logged, nor the texts of exceptions, which may quote them.
+What a request's code logs carries its `request_id`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import structlog
 
+from http_edge.log_errors import first_line, where_only
 from http_edge.log_sink import Console, Sink
 
 CLOSE_SECONDS = 2.0
@@ -41,7 +43,7 @@ def configure_logging(log_level: str, log_format: str, urgent: int = logging.CRI
         structlog.stdlib.add_log_level,
         structlog.stdlib.ExtraAdder(),
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
+        where_only,
     ]
     renderer: Any
     if resolve_format(log_format) == "json":
@@ -60,7 +62,7 @@ def configure_logging(log_level: str, log_format: str, urgent: int = logging.CRI
     handler = SinkHandler(Sink(Console(sys.stderr), _lost_line), urgent)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
+            foreign_pre_chain=[first_line, *shared],
             processors=[
                 _drop_color_message,
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,

@@ -13,7 +13,6 @@ import logging
 import os
 import sys
 import time
-import traceback
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +21,7 @@ from typing import Any, NoReturn, TextIO
 import structlog
 from structlog.typing import Processor
 
+from http_edge.log_errors import where_only
 from http_edge.log_sink import Console, Sink
 from openai_proxy.config import ConfigError
 from openai_proxy.config.logging import LoggingSettings
@@ -210,19 +210,6 @@ class _Foreign(logging.Handler):
             self._logs.put(event)
         except Exception:  # stdlib's own handler would print the record with its arguments
             self._logs.put(_own_line("error", "log_line_failed", record.name, {}))
-
-
-def where_only(_: Any, __: str, event: EventDict) -> EventDict:
-    """Replace an exception by its type and its stack, without its text: that may quote a prompt."""
-    error = event.pop("exc_info", None)
-    if error is True:
-        error = sys.exc_info()
-    if isinstance(error, tuple):
-        error = error[1]
-    if isinstance(error, BaseException):
-        event["error_type"] = type(error).__qualname__
-        event["stack"] = "".join(traceback.format_tb(error.__traceback__)[-20:])
-    return event
 
 
 def _with_context(_: Any, __: str, event: EventDict) -> EventDict:

@@ -19,6 +19,25 @@ for number in range(2000):
 logging.getLogger("library").warning("last")
 """
 
+# Meets exceptions whose texts quote a prompt, of its own and asyncio's.
+_FAILURES = """
+import asyncio, logging, structlog
+from kserve_llamacpp.logging import configure_logging
+configure_logging("info", "json")
+async def fail():
+    raise ValueError("my secret prompt")
+async def main():
+    task = asyncio.create_task(fail())
+    await asyncio.sleep(0)
+asyncio.run(main())
+try:
+    asyncio.run(fail())
+except ValueError as error:
+    structlog.get_logger("server").exception("handled")
+    structlog.get_logger("server").error("named", exc_info=error)
+    logging.getLogger("uvicorn.error").error("library", exc_info=error)
+"""
+
 
 def _run(out: int) -> int:
     process = subprocess.run([sys.executable, "-c", _CHATTER], stderr=out, timeout=30, check=False)
@@ -49,3 +68,16 @@ def test_lines_come_out() -> None:
     lines = [json.loads(line) for line in out.splitlines()]
     assert [line["number"] for line in lines[:-1]] == list(range(2000))
     assert (lines[-1]["event"], lines[-1]["logger"]) == ("last", "library")
+
+
+def test_an_exception_is_told_without_its_text() -> None:
+    """What failed and where is logged, but not what the exception says: it may quote a prompt."""
+    command = [sys.executable, "-c", _FAILURES]
+    out = subprocess.run(command, stderr=subprocess.PIPE, timeout=30, check=True).stderr
+    lines = [json.loads(line) for line in out.splitlines()]
+
+    assert b"secret" not in out
+    assert [line["event"] for line in lines[1:]] == ["handled", "named", "library"]
+    assert "never retrieved" in lines[0]["event"]
+    assert {line["error_type"] for line in lines} == {"ValueError"}
+    assert all("in fail" in line["stack"] for line in lines)
