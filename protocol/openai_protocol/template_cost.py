@@ -1,16 +1,21 @@
 """Whether a chat template is so plain that its cost is bounded by its messages. Pure.
 
 Only what is listed here is plain: one loop over the messages at a time, conditions, texts joined
-to each other. No template of such parts can loop for long, or make a text grow but by adding.
+to each other, and few of them all. No template of such parts can loop for long, make a text grow
+but by adding, or copy all messages for each of them.
 """
 
 from __future__ import annotations
 
+from itertools import islice
+
 from jinja2 import nodes
 
 _MAX_SOURCE = 32 * 1024
+_MAX_PARTS = 128  # expressions, with those inside them: usual templates have some fifty
 _TESTS = frozenset({"defined", "undefined", "none", "string", "mapping", "true", "false"})
-_FILTERS = frozenset({"trim", "length", "count"})
+_LENGTHS = frozenset({"length", "count"})
+_FILTERS = _LENGTHS | {"trim"}
 _METHODS = frozenset({"strip", "lstrip", "rstrip"})
 _MESSAGES = "messages"
 _JOINS = (nodes.Add, nodes.Concat)
@@ -22,7 +27,6 @@ _AS_THEIR_PARTS = (
     nodes.CondExpr,
     nodes.Const,
     nodes.Getattr,
-    nodes.Name,
     nodes.Not,
     nodes.Operand,
     nodes.Or,
@@ -34,7 +38,10 @@ def is_plain(source: str, tree: nodes.Template) -> bool:
 
     Its output is not bounded by that: whoever renders counts it.
     """
-    return len(source) <= _MAX_SOURCE and _Judge().takes(tree.body)
+    if len(source) > _MAX_SOURCE:
+        return False
+    num_parts = sum(1 for _ in islice(tree.find_all(nodes.Expr), _MAX_PARTS + 1))
+    return num_parts <= _MAX_PARTS and _Judge().takes(tree.body)
 
 
 class _Judge:
@@ -104,17 +111,25 @@ class _Judge:
         return False
 
     def _value(self, node: nodes.Node) -> bool:
+        """Whether an expression is plain. Of a list only an element and its length are."""
         is_plain = False
         match node:
+            case nodes.Name(name=name):
+                is_plain = name not in self._lists
             case nodes.Getitem():
-                is_plain = self._value(node.node) and self._is_place(node.arg)
+                is_slice = isinstance(node.arg, nodes.Slice)
+                is_of_list = self._is_list(node.node) and not is_slice
+                is_plain = (is_of_list or self._value(node.node)) and self._is_place(node.arg)
             case nodes.Mod():
                 is_plain = self._is_of_loop(node.left) and isinstance(node.right, nodes.Const)
             case nodes.Test():
-                is_plain = node.name in _TESTS and not node.args and self._value(node.node)
-            case nodes.Filter():
-                is_known = node.name in _FILTERS and not node.args and node.node is not None
-                is_plain = is_known and all(map(self._value, node.iter_child_nodes()))
+                is_of_list = self._is_list(node.node)
+                is_known = node.name in _TESTS and not node.args
+                is_plain = is_known and (is_of_list or self._value(node.node))
+            case nodes.Filter(node=inner) if inner is not None:
+                is_known = node.name in _FILTERS and not node.args
+                is_of_list = self._is_list(inner) and node.name in _LENGTHS
+                is_plain = is_known and (is_of_list or self._value(inner))
             case nodes.Call():
                 is_plain = self._call(node)
             case _ if isinstance(node, _AS_THEIR_PARTS):

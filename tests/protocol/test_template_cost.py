@@ -32,7 +32,12 @@ def judged(source: str) -> bool:
     return is_plain(source, environment().parse(source))
 
 
-@pytest.mark.parametrize("source", ["", "hi", CHATML, LLAMA, MISTRAL])
+ELEMENTS = (
+    "{% if messages is defined and messages | length > 1 %}{{ messages[-1].content }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("source", ["", "hi", CHATML, LLAMA, MISTRAL, ELEMENTS])
 def test_usual_templates_are_plain(source: str) -> None:
     """Loops over messages, conditions and texts side by side: most small models have no more."""
     assert judged(source)
@@ -66,6 +71,11 @@ def test_usual_templates_are_plain(source: str) -> None:
         "{% set a %}x{% endset %}",
         "{% filter upper %}x{% endfilter %}",
         "x" * 40_000,
+        "{% for m in messages %}{% if messages ~ '' == 'x' %}{% endif %}{% endfor %}",
+        "{% for m in messages %}{% if messages[1:] == messages %}{% endif %}{% endfor %}",
+        "{% set l = messages %}{% for m in messages %}{{ l }}{% endfor %}",
+        "{% set l = messages or 'x' %}",
+        "{% for m in messages %}{% if m ~" + "m ~" * 150 + "'' %}{% endif %}{% endfor %}",
     ],
 )
 def test_what_may_cost_more_is_not(source: str) -> None:
