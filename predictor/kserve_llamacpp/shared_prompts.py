@@ -13,7 +13,7 @@ import structlog
 
 from kserve_llamacpp.engine.frames import SharedText
 from kserve_llamacpp.errors import ConfigurationError
-from openai_protocol.errors import ApiError
+from openai_protocol.errors import InvalidRequest, RateLimited, Unavailable
 from openai_protocol.requests import Message
 
 MAX_PROMPTS = 64
@@ -22,6 +22,7 @@ MAX_BYTES = 256 << 10  # of all together: they are tokenized while the model is 
 # What comes after a prompt in a conversation: what does not depend on it is the prompt's own part.
 _COMING = (("", "a"), ("", "1"), ("a", "a"), (" a", "a"), ("\n\na", "a"))
 _REFRESH_SECONDS = 60.0
+_RETRY_SECONDS = 10.0
 
 Render = Callable[[list[Message]], Awaitable[str]]
 
@@ -90,12 +91,14 @@ class PromptSharing:
         render: Render,
         tell: Callable[[list[SharedText]], None],
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """`render` is the model's chat template; `tell` tells the running engine."""
         self._prompts = prompts
         self._render = render
         self._tell = tell
         self._now = clock
+        self._sleep = sleep
         self._bos_token = ""
         self._has_date = False
         self._told: list[SharedText] = []
@@ -129,13 +132,20 @@ class PromptSharing:
 
     async def _share(self) -> None:
         try:
-            texts = await shared_texts(self._prompts, self._render, self._bos_token)
+            texts = await self._texts()
         except Exception:  # without it each tenant computes the prompts for itself
             structlog.get_logger("model").exception("prompt_sharing_failed")
             return
         if texts != self._told:
             self._told = texts
             self._tell(texts)
+
+    async def _texts(self) -> list[SharedText]:
+        while True:
+            try:
+                return await shared_texts(self._prompts, self._render, self._bos_token)
+            except (Unavailable, RateLimited):  # the template is still compiled, or others render
+                await self._sleep(_RETRY_SECONDS)
 
 
 async def shared_texts(
@@ -144,7 +154,7 @@ async def shared_texts(
     """Return how requests begin that have one of these prompts: conversations, and bare texts.
 
     A conversation's beginning ends with the prompt. A prompt that the template does not put first
-    is shared as a bare text alone, which is logged.
+    is shared as a bare text alone, which is logged. Raises ApiError where there is no answer yet.
     """
     texts = []
     for prompt in prompts:
@@ -170,7 +180,7 @@ async def _beginning(prompt: str, render: Render) -> str | None:
             await render([_message("system", prompt + ending), _message("user", user)])
             for ending, user in _COMING
         ]
-    except ApiError:  # the template refuses it, or there is none
+    except InvalidRequest:  # the template refuses it, or there is none
         return None
     beginning = os.path.commonprefix(rendered)  # noqa: RUF071 - texts, by their characters
     return beginning if prompt.strip() in beginning else None

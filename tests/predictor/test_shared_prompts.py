@@ -18,6 +18,7 @@ from kserve_llamacpp.shared_prompts import (
     shared_texts,
 )
 from openai_protocol.chat_template import ChatTemplate
+from openai_protocol.errors import ApiError, RateLimited, Unavailable
 from openai_protocol.requests import Message
 from tests.predictor.fake_process import settle
 
@@ -126,9 +127,18 @@ class _Engines:
         self.told: list[list[SharedText]] = []
         self.now = 0.0
         self.day = "Monday"
-        self.sharing = PromptSharing(prompts, self._render, self.told.append, lambda: self.now)
+        self.refusals: list[ApiError] = []
+        self.pauses: list[float] = []
+        self.sharing = PromptSharing(
+            prompts, self._render, self.told.append, lambda: self.now, self._sleep
+        )
+
+    async def _sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)
 
     async def _render(self, messages: list[Message]) -> str:
+        if self.refusals:
+            raise self.refusals.pop()
         return f"{self.day}: {messages[0].content} {messages[1].content}"
 
     async def ready(self, has_date: bool) -> None:
@@ -145,6 +155,17 @@ async def test_each_engine_is_told() -> None:
 
     assert len(engines.told) == 2
     assert engines.told[0] == engines.told[1]
+
+
+@pytest.mark.parametrize("refusal", [Unavailable("still compiled"), RateLimited("others wait")])
+async def test_a_template_that_takes_its_time_is_asked_again(refusal: ApiError) -> None:
+    """While the template is compiled, or busy, the prompts wait for it; they are not left out."""
+    engines = _Engines([KIND])
+    engines.refusals = [refusal, refusal]
+    await engines.ready(has_date=False)
+
+    assert [len(told) for told in engines.told] == [2]
+    assert len(engines.pauses) == 2
 
 
 async def test_a_new_day_is_told() -> None:
