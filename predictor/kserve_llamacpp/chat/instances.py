@@ -30,6 +30,11 @@ def instance_requests(payload: Any, limits: RequestLimits) -> list[Asked]:
     `parameters` beside `instances` hold for all, and are checked once. Raises InvalidRequest that
     names the instance, or the parameter.
     """
+    if isinstance(payload, bytes):  # as KServe leaves a body of another type
+        raise InvalidRequest(
+            "Invalid header 'Content-Type': the body must be sent as 'application/json'.",
+            param="Content-Type",
+        )
     if not isinstance(payload, dict):
         raise InvalidRequest(
             'The body must be an object: {"instances": [...]}.', code=ErrorCode.INVALID_TYPE

@@ -106,6 +106,14 @@ def test_an_error_names_its_place(given: Any, parameters: dict[str, Any], param:
     assert refusal(given, **parameters).param == param
 
 
+def test_a_body_of_another_type_says_which_header_is_wrong() -> None:
+    """KServe gives a body as bytes when its type is not JSON's: as curl sends it, for example."""
+    with pytest.raises(InvalidRequest, match="must be sent as 'application/json'") as caught:
+        instance_requests(b'{"instances": ["a"]}', RequestLimits())
+
+    assert caught.value.param == "Content-Type"
+
+
 def test_messages_are_bounded() -> None:
     """A conversation of an instance is as long as one of a chat may be."""
     with pytest.raises(InvalidRequest) as caught:
