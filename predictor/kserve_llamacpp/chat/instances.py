@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from kserve_llamacpp.chat.prompt import refuse_unsupported
+from kserve_llamacpp.chat.prompt import refuse_unsupported, unsupported
 from openai_protocol.errors import ErrorCode, InvalidRequest, missing_parameter, wrong_type
 from openai_protocol.request_limits import RequestLimits
 from openai_protocol.requests import ChatCompletionRequest, CompletionRequest
@@ -106,7 +106,7 @@ def _request(instance: Any, shared: _Shared, limits: RequestLimits, at: int) -> 
 def _checked(field: str, body: Json) -> Asked:
     """Return a request of which nothing is unknown, and that asks for one text."""
     if body.pop("stream", None):
-        raise _unsupported("stream", "V1 predict answers in one piece")
+        raise unsupported("stream", "V1 predict answers in one piece")
     request: Asked = check_request(_KINDS[field], body)
     refuse_unsupported(request)
     wants = {
@@ -117,7 +117,7 @@ def _checked(field: str, body: Json) -> Asked:
     }
     for name, is_wanted in wants.items():
         if is_wanted:
-            raise _unsupported(name, "a prediction is one text")
+            raise unsupported(name, "a prediction is one text")
     return request
 
 
@@ -132,14 +132,6 @@ def place_named(place: str) -> Iterator[None]:
         elif not error.param.startswith("parameters."):  # those of all instances
             error.param = f"{place}.{error.param}"
         raise
-
-
-def _unsupported(name: str, why: str) -> InvalidRequest:
-    return InvalidRequest(
-        f"Unsupported parameter: '{name}': {why}.",
-        param=name,
-        code=ErrorCode.UNSUPPORTED_PARAMETER,
-    )
 
 
 def _misplaced(name: str, why: str) -> InvalidRequest:

@@ -87,7 +87,7 @@ def completion_requests(
             "best_of", "a stream cannot wait for the best: leave it out or equal to 'n'"
         )
     if body.echo and body.logprobs is not None:
-        raise _unsupported("echo", "this model server has no logprobs of prompts")
+        raise unsupported("echo", "this model server has no logprobs of prompts")
     if body.echo:
         _check_echo(body, prompts)
     request = _request(body, facts, request_id, "prompt")
@@ -103,7 +103,7 @@ def _check_echo(body: CompletionRequest, prompts: list[str | list[int]]) -> None
     num_characters = 0
     for prompt in prompts:
         if not isinstance(prompt, str):
-            raise _unsupported("echo", "this model server repeats prompts of text alone")
+            raise unsupported("echo", "this model server repeats prompts of text alone")
         num_characters += len(prompt)
     if num_characters * body.num_choices > MAX_ECHOED_CHARACTERS:
         raise _conflict(
@@ -125,10 +125,11 @@ def refuse_unsupported(body: GenerationRequest) -> None:
                 code=ErrorCode.UNKNOWN_PARAMETER,
             )
         if not any(value == neutral for neutral in _NEUTRAL[name]):
-            raise _unsupported(name, "this model server does not support it")
+            raise unsupported(name, "this model server does not support it")
 
 
-def _unsupported(name: str, why: str) -> InvalidRequest:
+def unsupported(name: str, why: str) -> InvalidRequest:
+    """Return the error for a parameter that is known and not served."""
     return InvalidRequest(
         f"Unsupported parameter: '{name}': {why}.",
         param=name,
