@@ -91,7 +91,10 @@ def test_one_port(predictor: Predictor) -> None:
 
 
 async def test_grpc_with_tls(tiny_models: dict[str, Path], tmp_path: Path) -> None:
-    """gRPC has HTTP's address and certificate, cannot unload, and drains with HTTP."""
+    """gRPC has HTTP's address and certificate, cannot unload, and drains with HTTP.
+
+    Who speaks clear text gets no answer, and leaves no line of gRPC's own in the log.
+    """
     authority = Authority()
     cert, key = authority.issue().write(tmp_path)
     trust = ssl.create_default_context(cadata=authority.pem.decode())
@@ -111,6 +114,9 @@ async def test_grpc_with_tls(tiny_models: dict[str, Path], tmp_path: Path) -> No
 
             assert listeners(server) == {("127.0.0.1", http_port), ("127.0.0.1", port)}
             assert await is_ready()
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as clear:
+                with pytest.raises(grpc.aio.AioRpcError):
+                    await clear.unary_unary(f"{SERVICE}/ServerReady")(b"", timeout=5)
             unload = pb.RepositoryModelUnloadRequest(model_name="smollm2")
             for method in ("RepositoryModelUnload", "RepositoryModelLoad", "ModelInfer"):
                 call = channel.unary_unary(f"{SERVICE}/{method}")
