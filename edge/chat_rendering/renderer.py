@@ -27,7 +27,7 @@ from openai_protocol.requests import Message
 INLINE_CHARACTERS = 16 * 1024
 INLINE_MESSAGES = 64
 INLINE_OUTPUT = 64 * 1024
-INLINE_SECONDS = 0.02
+INLINE_SECONDS = 0.02  # of CPU time: a container that is throttled says nothing of a template
 # Larger chats wait for each other, and nobody else for them.
 LARGE_CHARACTERS = 64 * 1024
 LARGE_MESSAGES = 128
@@ -53,9 +53,9 @@ class Renderer:
         self,
         template: Template,
         start: Callable[[Template], RendererProcess] = RendererProcess,
-        clock: Callable[[], float] = time.perf_counter,
+        clock: Callable[[], float] = time.thread_time,
     ) -> None:
-        """`start` makes a process, `clock` tells seconds."""
+        """`start` makes a process, `clock` tells CPU seconds of this thread."""
         self._template = template
         self._clock = clock
         self._inline: MessageTemplate | None = None

@@ -16,6 +16,7 @@ from chat_rendering.process import Late, Lost, RendererProcess, Template, memory
 from chat_rendering.renderer import Renderer, TemplateInvalid
 from openai_protocol.chat_template import ChatTemplate
 from openai_protocol.errors import ApiError, RateLimited, Unavailable
+from openai_protocol.message_template import MessageTemplate
 from openai_protocol.requests import Message
 
 PLAIN = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
@@ -363,3 +364,18 @@ async def test_a_plain_template_that_was_slow_is_rendered_apart() -> None:
         assert await renderer.render(chat("hi")) == "user: hi\n"
     finally:
         await renderer.close()
+
+
+async def test_a_server_that_gets_no_processor_time_says_nothing_of_its_template() -> None:
+    """A chat that stood still, as in a throttled container, does not count as slow."""
+
+    class Throttled(MessageTemplate):
+        def render(self, messages: list[dict[str, Any]], max_characters: int | None = None) -> str:
+            time.sleep(2 * rendering.INLINE_SECONDS)
+            return super().render(messages, max_characters)
+
+    renderer = Renderer(Template(PLAIN, "", ""))
+    renderer._inline = Throttled(PLAIN, "", "")
+
+    assert await renderer.render(chat("hi")) == "user: hi\n"
+    assert renderer.is_inline
