@@ -48,9 +48,18 @@ def main() -> None:
     except TemplateError as error:
         answer = _no("invalid", str(error)[:2048])
     _write(answers, answer)
-    while template is not None and (messages := _read(source)) is not None:
-        _bound_cpu(load["render_seconds"])
-        _write(answers, _rendered(template, messages, load["max_characters"]))
+    while template is not None:
+        try:
+            messages = _read(source)
+            if messages is None:
+                return
+            _bound_cpu(load["render_seconds"])
+            frame = encode(_rendered(template, messages, load["max_characters"]))
+        except MemoryError:  # also to read the chat, or to write its prompt
+            messages = None  # or its memory would be kept
+            frame = encode(_no("memory"))
+        answers.write(frame)
+        answers.flush()
 
 
 def _rendered(template: MessageTemplate, messages: Any, max_characters: int) -> Any:

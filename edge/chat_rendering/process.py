@@ -108,7 +108,8 @@ class RendererProcess:
             await self.close()
             return {"reason": "failed", "text": ""}
         answer = await self._ask(frame, self._template.render_seconds, FAST_SECONDS)
-        if len(frame) > KEPT_FRAME_BYTES or self._gives_way:
+        has_no_memory = answer.get("reason") == "memory"  # it may not have read all of the chat
+        if len(frame) > KEPT_FRAME_BYTES or self._gives_way or has_no_memory:
             await self.close()
         return answer
 

@@ -206,6 +206,19 @@ async def test_a_process_gives_the_memory_of_a_large_chat_back(
     assert await renderer.render(chat("x" * (1 << 20)))
 
 
+async def test_a_chat_that_does_not_fit_the_memory_is_refused(
+    made: Callable[..., Renderer],
+) -> None:
+    """A chat that takes too much only to be read is no 503, which would be tried again."""
+    renderer = made(MACRO, render_seconds=5.0, max_memory_bytes=64 << 20)
+    await renderer.load()
+
+    error = await refusal(renderer, chat("x" * (8 << 20) + "\N{GRINNING FACE}"))
+
+    assert error.status == 400
+    assert "too much memory" in error.message
+
+
 def test_a_process_gets_a_quarter_of_the_memory() -> None:
     """In a small container it gets less than otherwise, but enough for a chat of megabytes."""
     most = 512 << 20
