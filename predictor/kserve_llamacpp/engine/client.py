@@ -248,8 +248,8 @@ class EngineClient:
         late = [group for group in groups if not group.has_begun]
         for group in late:
             self._refuse(group, refusals.queue_timeout(self._retry_after_seconds()))
-        if late or self._dispatcher.is_careful(now):
-            self._dispatch()
+        if late or self._dispatcher.num_submitted < len(self._dispatcher):
+            self._dispatch()  # what is held may wait for a time alone
         silence = self._watchdog.silence(now, has_work=self._dispatcher.num_submitted > 0)
         if silence is not None:
             self._supervisor.end_hung(silence)

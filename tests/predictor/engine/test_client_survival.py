@@ -270,3 +270,24 @@ async def test_known_poison_is_refused_at_once() -> None:
     world.run.submit_one(again)
     assert world.run.seen.guilty == [(f"req-t1 {_POISON}", 3)]
     await world.run.client.stop()
+
+
+async def test_what_waited_for_calm_is_submitted_when_care_ends() -> None:
+    """No event of another request is needed, which may be minutes away."""
+    run = ClientRun()
+    await run.ready()
+    good, bad = run.submit("good"), run.submit("bad")
+    for _ in range(2):
+        run.begin(good)
+        run.give(good, "a")
+        await run.die_and_come_back()
+    run.now += 100.0
+    await run.die()
+    run.now += 1.0  # the next one loads; others are held for as long as was lost, 60 s at most
+    run.process.report(Hello(FACTS))
+    assert run.seen.guilty == [("req-bad", 3)]
+    assert bad.is_ended
+    new = run.submit("new")
+    await run.pass_time(59.5)
+    assert set(run.submitted()) == {good.id, new.id}
+    await run.client.stop()
