@@ -7,7 +7,7 @@ import pytest
 from kserve_llamacpp.engine.backend.library import LoadFailed
 from kserve_llamacpp.engine.backend.sizing import Memory, choose_n_ctx
 
-_RESERVE = 256 << 20
+_RESERVE = (256 + 16) << 20
 
 
 def _memory(num_cells: int | None, per_cell: int = 1024) -> Memory:
@@ -47,3 +47,15 @@ def test_what_does_not_fit_is_refused(asked: int, room: int, num_parts: int, men
     """The message says what would fit."""
     with pytest.raises(LoadFailed, match=mend):
         choose_n_ctx(asked, 100_000, _memory(room), num_parts)
+
+
+def test_the_tokenizers_process_has_the_vocabulary_too() -> None:
+    """Of 262,000 tokens it takes 150 MB: what remains is not promised to cells twice."""
+    small = Memory(weights=1000, per_cell=16384, available=1 << 30)
+    large = Memory(weights=1000, per_cell=16384, available=1 << 30, n_vocab=262_144)
+    assert small.room is not None
+    assert large.room is not None
+    assert small.room - large.room == 128 << 20
+    with pytest.raises(LoadFailed, match=r"only 1\.00 GiB are available"):
+        choose_n_ctx(45_000, 100_000, large)
+    assert choose_n_ctx(45_000, 100_000, small) == 45_000

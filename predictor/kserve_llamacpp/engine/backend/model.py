@@ -242,6 +242,7 @@ class LlamaBackend:
                 weights=weights.size_bytes,
                 per_cell=per_cell,
                 available=None if self._offloads else available,
+                n_vocab=self._vocabulary.size,
             ),
             num_parts,
         )

@@ -9,24 +9,36 @@ from kserve_llamacpp.engine.cells import BLOCK, whole_parts
 
 _GIB = 1 << 30
 _RESERVE_BYTES = 256 << 20  # compute buffers (132 MiB for a 7B model), logits, Python
+# The tokenizer's process: 41 MB with a vocabulary of 49,000, 150 MB with one of 262,000.
+_TOKENIZER_BYTES = 16 << 20
+_TOKENIZER_BYTES_A_TOKEN = 512
 _MIN_CTX = 512
 _DEFAULT_MAX_CTX = 16384
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What the weights and one cell take, in bytes; `available` is None where nothing bounds it."""
+    """What the weights and one cell take, in bytes; `available` is None where nothing bounds it.
+
+    `n_vocab` is the number of tokens in the vocabulary, which the tokenizer's process has, too.
+    """
 
     weights: int
     per_cell: int
     available: int | None
+    n_vocab: int = 0
 
     @property
     def room(self) -> int | None:
         """The bytes that are left for cells."""
         if self.available is None:
             return None
-        return self.available - self.weights - _RESERVE_BYTES
+        return self.available - self.weights - self.reserve
+
+    @property
+    def reserve(self) -> int:
+        """The bytes that are kept for all but weights and cells."""
+        return _RESERVE_BYTES + _TOKENIZER_BYTES + _TOKENIZER_BYTES_A_TOKEN * self.n_vocab
 
 
 def choose_n_ctx(asked: int, most_useful: int, memory: Memory, num_parts: int = 1) -> int:
@@ -52,7 +64,7 @@ def choose_n_ctx(asked: int, most_useful: int, memory: Memory, num_parts: int = 
 def _does_not_fit(n_ctx: int, memory: Memory, room: int, num_parts: int) -> LoadFailed:
     weights = memory.weights / _GIB
     cells = n_ctx * memory.per_cell / _GIB
-    available = (room + _RESERVE_BYTES) / _GIB + weights
+    available = (room + memory.reserve) / _GIB + weights
     fitting = max(0, room // memory.per_cell)
     if fitting >= max(_MIN_CTX, num_parts * BLOCK):
         mend = f"lower --n_ctx to {fitting} or less, or give the container more memory"
