@@ -125,13 +125,16 @@ class Tokenizer:
             self._queue.put(text)
 
     def _start_texts(self) -> None:
-        while self._process is not None and (text := self._queue.next()) is not None:
+        if self._process is None or self._now() < self._start_at:
+            return
+        while (text := self._queue.next()) is not None:
             try:
                 job = self._process.start(
                     text.data, text.add_special, self._prompts.max_length, text.is_long
                 )
             except OSError as error:
                 self._log.warning("tokenizer_start_failed", error=str(error))
+                self._start_at = self._now() + _BACKOFF_SECONDS
                 self._queue.ended(text)
                 self._take(text, Failure.LOST)
                 return

@@ -46,7 +46,8 @@ _FORK_TRIES = 8
 _FORK_PAUSE_SECONDS = 0.25
 _BASE_SECONDS = 10  # of processor time
 _SECONDS_PER_KIB = 0.003
-_MAX_MEMORY = 1 << 30  # bytes beside what is loaded, or half of what is left
+_MAX_MEMORY = 1 << 30  # bytes beside what is loaded
+_SHARE_OF_MEMORY = 4  # or so much of what is left: a tenant may have three of them at a time
 _MAX_STACK = 256 << 20  # bytes: a run of 900,000 characters, each of which takes 290
 _LONG_NICENESS = 10  # long texts are not worth anybody's decode steps
 
@@ -93,8 +94,11 @@ def serve(sock: socket.socket, vocabulary: Vocabulary) -> None:
         if not request:
             return
         if _fork() == 0:
-            sock.close()
-            _tokenize(vocabulary, request, *fds)
+            try:
+                sock.close()
+                _tokenize(vocabulary, request, *fds)
+            finally:  # also where nobody waits for it any more
+                os._exit(1)
         for fd in fds:
             os.close(fd)
 
@@ -110,7 +114,7 @@ def _fork() -> int | None:
 
 
 def _tokenize(vocabulary: Vocabulary, request: bytes, text_fd: int, answer_fd: int) -> None:
-    """Tokenize one text in this fork, and leave."""
+    """Tokenize one text in this fork, and leave if it could be."""
     add_special, is_long, longest, size = REQUEST.unpack(request)
     answers = socket.socket(fileno=answer_fd)
     answers.send(TAKEN)
@@ -132,7 +136,6 @@ def _tokenize(vocabulary: Vocabulary, request: bytes, text_fd: int, answer_fd: i
         os._exit(0)
 
     _run_with_stack(stack, run)
-    os._exit(1)
 
 
 def _run_with_stack(stack: int, run: Callable[[], None]) -> None:
@@ -157,12 +160,20 @@ def _limit(size: int) -> int:
     with contextlib.suppress(OSError):  # the first to go when the container's memory ends
         Path("/proc/self/oom_score_adj").write_text("1000")
     seconds = _BASE_SECONDS + int(size / 1024 * _SECONDS_PER_KIB)
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    _bound(resource.RLIMIT_CPU, seconds)
     available = cgroup.available_memory()
-    memory = _MAX_MEMORY if available is None else min(_MAX_MEMORY, available // 2)
+    memory = _MAX_MEMORY if available is None else min(_MAX_MEMORY, available // _SHARE_OF_MEMORY)
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (taken + memory, taken + memory))
+    _bound(resource.RLIMIT_AS, taken + memory)
     return min(_MAX_STACK, max(_SHORT_STACK, memory // 2)) // 4096 * 4096
+
+
+def _bound(limit: int, value: int) -> None:
+    """Set a limit of this process; one that is lower already stays."""
+    _, hard = resource.getrlimit(limit)
+    if hard != resource.RLIM_INFINITY:
+        value = min(value, hard)
+    resource.setrlimit(limit, (value, value))
 
 
 def _end_with_parent() -> None:
@@ -225,7 +236,7 @@ def _in_fork(measure: Callable[[], float]) -> float | None:
         _end_with_parent()
         os.nice(19)  # the model is being loaded
         _be_quiet()
-        resource.setrlimit(resource.RLIMIT_CPU, (_BASE_SECONDS, _BASE_SECONDS))
+        _bound(resource.RLIMIT_CPU, _BASE_SECONDS)
 
         def run() -> None:
             os.write(writer, _MEASURED.pack(measure()))

@@ -252,3 +252,24 @@ def test_a_text_is_lost_three_times_at_most() -> None:
         run.jobs[number].end(Failure.LOST)
         result = run.prompts()
     assert result == {1: "failed"}
+
+
+def test_a_text_that_cannot_be_handed_over_is_tried_again_after_a_pause(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Descriptors or memory may be used up for a moment: the request does not fail for it."""
+    run = TokenizerRun()
+    start = run.processes[0].start
+
+    def refuse(*args: object) -> FakeJob:
+        raise OSError("too many open files")
+
+    monkeypatch.setattr(run.processes[0], "start", refuse)
+    run.tokenizer.put(submit(1, LONG))
+    for _ in range(9):
+        assert run.prompts() == {}
+    monkeypatch.setattr(run.processes[0], "start", start)
+    run.now += 0.5
+    assert run.prompts() == {}
+    run.jobs[0].end([1, 2])
+    assert run.prompts() == {1: [1, 2]}

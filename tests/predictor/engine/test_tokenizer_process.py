@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import resource
 import subprocess
 import sys
 import time
@@ -216,3 +217,30 @@ results_of(tokenizer, 1)
 tokenizer.put(submit(1, "1" * 60_000))
 results_of(tokenizer, 1)
 """
+
+
+def test_a_request_that_leaves_at_once_leaves_no_lines_behind(
+    begin: Callable[[str], Run], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A fork that finds nobody there ends without a word, and the process goes on."""
+    run = begin("gpt-2")
+    forked = psutil.Process().children(recursive=True)
+    run.process.suspend()
+    run.put("a long text " * 1000)
+    run.tokenizer.forget(1)
+    run.process.resume()
+    run.put("another long text " * 1000)
+    assert isinstance(run.results(1)[0], Submit)
+    deadline = time.monotonic() + SECONDS
+    while set(psutil.Process().children(recursive=True)) - set(forked):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert capfd.readouterr().err == ""
+
+
+def test_limits_that_the_container_has_set_lower_hold(begin: Callable[[str], Run]) -> None:
+    """They cannot be raised: a text is tokenized within them, and is not refused for that."""
+    run = begin("gpt-2")
+    resource.prlimit(run.process.pid, resource.RLIMIT_CPU, (5, 5))
+    run.put("a long text " * 1000)
+    assert isinstance(run.results(1)[0], Submit)
