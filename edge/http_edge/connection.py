@@ -146,7 +146,7 @@ class BoundedConnection(HttpToolsProtocol):
             self._refusal = self._head_error(num_bytes)
         elif len(self.pipeline) >= bounds.MAX_PIPELINED:
             self._refusal = _bad_request("Too many requests were sent ahead of their answers.")
-        else:
+        elif b"transfer-encoding" in dict(self.headers):
             self._refusal = self._framing_error()
         if self._refusal is not None:
             raise RefusedError

@@ -71,17 +71,19 @@ class HeadRules:
             raise FramingError(
                 "This server speaks HTTP/1.1 and HTTP/1.0.", status=505, code=_REFUSED
             )
-        if len({name for name, _ in headers}) != len(headers):
+        found = dict(headers)
+        if len(found) != len(headers):
             scope["headers"] = headers = joined(headers)
-        check_framing(headers, version)
-        self._check_host(scope, headers, version)
+        if b"transfer-encoding" in found:
+            check_framing(headers, version)
+        self._check_host(scope, found.get(b"host"), version)
         path = normalized(scope.get("raw_path") or scope["path"].encode("ascii", "replace"))
         if path is None:
             raise http_error(404, scope["method"], scope["path"][:256])
         scope["path"] = path
 
-    def _check_host(self, scope: Scope, headers: Pairs, version: str) -> None:
-        host = next((value.decode("latin-1") for name, value in headers if name == b"host"), None)
+    def _check_host(self, scope: Scope, sent: bytes | None, version: str) -> None:
+        host = None if sent is None else sent.decode("latin-1")
         if host is None and version == "1.1":
             raise InvalidRequest(
                 "Missing header 'Host': HTTP/1.1 needs it.",

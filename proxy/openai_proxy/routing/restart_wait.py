@@ -67,6 +67,8 @@ class RestartWait:
 
         Raises ApiError, as the router.
         """
+        with suppress(Unavailable):
+            return self.router.route(model)  # as for most requests, without a coroutine more
         return await self._found(lambda: self.router.route(model), num_bytes)
 
     async def run(
