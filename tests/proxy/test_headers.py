@@ -116,6 +116,7 @@ def test_keys_of_clients() -> None:
 
 KEYS = (
     *("x-goog-api-key", "ocp-apim-subscription-key", "x-auth-token", "cookie2", "x-functions-key"),
+    *("cf-access-jwt-assertion", "x-bearer", "dpop"),
     *("x-apikey", "private-token", "x-amz-security-token", "x-client-secret", "x-password"),
 )
 

@@ -51,7 +51,8 @@ DEFAULT_PASSED = (
 # A client's own keys, by any of their names. They pass only where a rule names them in full: a
 # pattern may not mean it.
 _CREDENTIAL = re.compile(
-    r"authorization|cookie|passw|secret|credential|api[-_]?key|(^|[-_])tokens?$"
+    r"authorization|cookie|passw|secret|credential|bearer|jwt|assertion|^dpop$"
+    r"|api[-_]?key|(^|[-_])tokens?$"
     r"|(subscription|access|auth|functions|account|private|shared|session)[-_]?key"
 )
 # Those of them that dialects withhold by themselves.
