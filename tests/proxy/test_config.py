@@ -54,6 +54,7 @@ def test_every_setting_is_a_flag_and_a_variable(monkeypatch: pytest.MonkeyPatch)
         "backend_args": "--n_ctx 512",
         "backend_health_path": "/7",
         "metrics_namespace": "mine",
+        "max_bytes_in_flight": "67108864",  # the largest body must fit
         "access_log_sample": "0.5",
         "default_temperature": "1",
         "trace_sample": "0.5",
