@@ -25,23 +25,23 @@ _LEAST_CAPACITY = 16 * MIB
 
 
 class ByteBudget:
-    """How many bytes are in flight, and how many may be; owner: the server, in its event loop."""
+    """How many bytes are in flight, and how many may be; owner: the server, in its event loop.
 
-    __slots__ = ("capacity", "used")
+    `large_capacity` is what requests of more than `SMALL_COST` may use together with all others,
+    `most_of_one` what one request counts at most, so that it fits beside small ones.
+    """
+
+    __slots__ = ("capacity", "large_capacity", "most_of_one", "used")
 
     def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
         self.used = 0
+        self.resize(capacity)
 
-    @property
-    def large_capacity(self) -> int:
-        """What requests of more than `SMALL_COST` may use together with all others."""
-        return self.capacity * 3 // 4
-
-    @property
-    def most_of_one(self) -> int:
-        """What one request counts at most, so that it fits beside small ones."""
-        return self.capacity // 2
+    def resize(self, capacity: int) -> None:
+        """Let so many bytes be in flight from now on; what is held stays held."""
+        self.capacity = capacity
+        self.large_capacity = capacity * 3 // 4
+        self.most_of_one = capacity // 2
 
     def fits(self, cost: int, held: int = 0) -> bool:
         """Tell whether a request that holds so much may take so much more."""

@@ -133,7 +133,7 @@ class BoundedConnection(HttpToolsProtocol):
         if self._turn > _HEAD:
             self._num_head_bytes = -self._num_in_hand
         if self._turn != _HEAD:
-            self._turn_to(_HEAD)
+            self._turn, self._since = _HEAD, None
 
     def on_headers_complete(self) -> None:
         """Stop counting; the body has bounds of its own. Trailers are no headers."""
@@ -152,7 +152,7 @@ class BoundedConnection(HttpToolsProtocol):
             raise RefusedError
         if not self.url.startswith(b"/") and (target := head_rules.target_of(self.url)) is not None:
             self.scope["extensions"][head_rules.TARGET] = target  # type: ignore[assignment]  # ours
-        self._turn_to(_BODY)
+        self._turn, self._since = _BODY, None
         self._num_head_bytes = 0
         if self._head.held:
             self._head.release()
@@ -169,10 +169,11 @@ class BoundedConnection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Read on: uvicorn stops while much of a body waits, and would not see a client leave."""
         super().on_message_complete()
-        if self._cycle is not None and self._cycle.response_complete:
-            self._turn_to(_IDLE)  # answered before its end
+        self._since = None
+        if self.cycle.response_complete:
+            self._turn = _IDLE  # answered before its end
         else:
-            self._turn_to(_ANSWER)
+            self._turn = _ANSWER
             self.server_connections.waiting.pop(self, None)
         if not self.pipeline:
             self.flow.resume_reading()
@@ -196,9 +197,8 @@ class BoundedConnection(HttpToolsProtocol):
             self._start_asgi_task(cycle, app)
             return
         if self._turn == _ANSWER:
-            self._turn_to(_IDLE)
-        else:
-            self._since = None  # what the client sends next had to wait for this answer
+            self._turn = _IDLE
+        self._since = None  # what the client sends next had to wait for this answer
         self.server_connections.waiting[self] = None
 
     def pause_writing(self) -> None:
@@ -303,10 +303,6 @@ class BoundedConnection(HttpToolsProtocol):
     @property
     def _cycle(self) -> RequestResponseCycle | None:
         return getattr(self, "cycle", None)  # None before the first head, whatever its type says
-
-    def _turn_to(self, turn: int) -> None:
-        self._turn = turn
-        self._since = None
 
     def _expect_goodbye(self) -> None:
         if self.scheme == "https" and self.transport.is_closing():

@@ -9,7 +9,7 @@ Sources: RFC 9110 (5.3: which headers may be repeated, 7.2: Host), RFC 9112 (3.2
 
 from __future__ import annotations
 
-from collections.abc import Iterable, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from http_edge.hosts import HostRules, host_name, is_same
@@ -57,6 +57,9 @@ class HeadRules:
     def __init__(self, hosts: HostRules, setting: str) -> None:
         self._hosts = hosts
         self._setting = setting
+        self._served: set[tuple[bytes, str | None]] = (
+            set()
+        )  # hosts that passed, and where they came
 
     def check(self, scope: Scope) -> None:
         """Refuse a request whose head is not clear; put its headers and path into one form.
@@ -76,13 +79,25 @@ class HeadRules:
             scope["headers"] = headers = joined(headers)
         if b"transfer-encoding" in found:
             check_framing(headers, version)
-        self._check_host(scope, found.get(b"host"), version)
+        host, server = found.get(b"host"), scope.get("server")
+        target = (scope.get("extensions") or _NOTHING).get(TARGET)
+        asked = (host, server[0] if server else None)
+        if target is not None or asked not in self._served:
+            self._check_host(host, asked[1], version, target)
+            if target is None and host is not None and len(self._served) < _KEPT_HOSTS:
+                self._served.add((host, asked[1]))
         path = normalized(scope.get("raw_path") or scope["path"].encode("ascii", "replace"))
         if path is None:
             raise http_error(404, scope["method"], scope["path"][:256])
         scope["path"] = path
 
-    def _check_host(self, scope: Scope, sent: bytes | None, version: str) -> None:
+    def _check_host(
+        self,
+        sent: bytes | None,
+        local_address: str | None,
+        version: str,
+        target: tuple[str, str] | None,
+    ) -> None:
         host = None if sent is None else sent.decode("latin-1")
         if host is None and version == "1.1":
             raise InvalidRequest(
@@ -92,15 +107,13 @@ class HeadRules:
             )
         if host is not None and host_name(host) is None:
             raise _invalid("Host", "it must be a host's name or address, and maybe a port.")
-        target = (scope.get("extensions") or {}).get(TARGET)
         if target is not None:
             scheme, authority = target
             if host_name(authority) is None or not is_same(host or authority, authority, scheme):
                 raise _invalid("Host", "the request's target names another host.")
             host = authority
         # Every browser sends a host; what sends none cannot be one, nor a page in it.
-        server = scope.get("server")
-        if host is not None and not self._hosts.allows(host, server[0] if server else None):
+        if host is not None and not self._hosts.allows(host, local_address):
             raise InvalidRequest(
                 f"This server does not serve the host {host[:_MAX_SHOWN]!r}; whoever runs it can "
                 f"allow it with {self._setting}.",
@@ -182,6 +195,8 @@ def target_of(url: bytes) -> tuple[str, str] | None:
 
 
 _REFUSED = ErrorCode.INVALID_VALUE
+_NOTHING: Mapping[str, Any] = {}
+_KEPT_HOSTS = 256
 _MAX_DIGITS = 18
 _MAX_SHOWN = 100
 

@@ -179,7 +179,7 @@ class Lifecycle:
         # It may have come or gone meanwhile.
         service.use_backend(self._backend_url, self._backend_model)
         self._settings = settings
-        self._budget.capacity = settings.byte_capacity(self._available_memory)
+        self._budget.resize(settings.byte_capacity(self._available_memory))
         self._connections.bounds = settings.bounds(self._available_memory)
         self._use(service)
         self._current.app = self._app(service)

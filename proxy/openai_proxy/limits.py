@@ -60,8 +60,8 @@ class LimitConcurrency:
         budget = self._budget
         admission = _Admission(budget, self._concurrency, self._max_requests)
         counts = scope["method"] == "POST"
-        if counts:
-            admission.check_place()
+        if counts and self._concurrency.num_running >= self._max_requests:
+            raise _no_place()
         if budget.used + budget.most_of_one > budget.large_capacity:  # else all fits
             length = header(scope, b"content-length")
             if length is not None and length.isdigit():
@@ -90,16 +90,6 @@ class _Admission(Lease):
         self._max_requests = max_requests
         self._is_running = False
 
-    def check_place(self) -> None:
-        """Raise RateLimited while as many requests run as may."""
-        if self._concurrency.num_running >= self._max_requests:
-            raise RateLimited(
-                "The server is busy with as many requests as it may serve at a time; please try "
-                "again in a moment.",
-                code=ErrorCode.QUEUE_FULL,
-                retry_after_seconds=RETRY_AFTER_SECONDS,
-            )
-
     def check_bytes(self, cost: int) -> None:
         """Raise Unavailable where a body of this cost has no room; it takes nothing yet."""
         if not self.could_take(cost):
@@ -110,8 +100,8 @@ class _Admission(Lease):
         if message["type"] != "http.request" or self._is_running:
             return
         is_last = counts and not message.get("more_body", False)
-        if is_last:
-            self.check_place()
+        if is_last and self._concurrency.num_running >= self._max_requests:
+            raise _no_place()
         body = message.get("body")
         cost = (cost_of(body) if body else 0) + (COST_PER_REQUEST if is_last else 0)
         if not self.take(cost):
@@ -122,9 +112,19 @@ class _Admission(Lease):
 
     def end(self) -> None:
         """Give all back."""
-        self.release()
+        if self.held:
+            self.release()
         if self._is_running:
             self._concurrency.num_running -= 1
+
+
+def _no_place() -> RateLimited:
+    return RateLimited(
+        "The server is busy with as many requests as it may serve at a time; please try again in a "
+        "moment.",
+        code=ErrorCode.QUEUE_FULL,
+        retry_after_seconds=RETRY_AFTER_SECONDS,
+    )
 
 
 class LimitBody:

@@ -22,7 +22,7 @@ from typing import Any
 
 import structlog
 
-from http_edge.client_connection import ClientConnection, client_connection, send_last
+from http_edge.client_connection import PART_BYTES, ClientConnection, client_connection, send_last
 from openai_protocol.errors import ApiError, ErrorCode, internal_error
 from openai_proxy import error_forms
 from openai_proxy.error_forms import ErrorForm
@@ -46,6 +46,9 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,127}")
 _TRACE_HEADERS = frozenset({b"traceparent", b"tracestate"})
 _TRACE_VALUE = re.compile(rb"[ -~]{1,512}")
+
+# The end of an answer that needs no waiting for its client: much less than is written ahead.
+_SHORT_BYTES = PART_BYTES // 4
 
 log = structlog.get_logger("openai_proxy")
 
@@ -120,6 +123,9 @@ class Observe:
                 message["headers"] = headers
                 return send(message)
             if message.get("more_body", False):
+                return send(message)
+            if len(body or b"") <= _SHORT_BYTES and not (connection and connection.is_full):
+                exchange.is_written = True  # it fits into what the server writes ahead
                 return send(message)
             return send_the_last(message)
 

@@ -20,7 +20,15 @@ from openai_protocol.requests import ChatCompletionRequest, CompletionRequest
 from openai_protocol.resume import FIELD, without_resume
 from openai_protocol.sse import MEDIA_TYPE
 from openai_protocol.validation import check_request
-from openai_proxy.dialects.base import CHAT, COMPLETIONS, Call, Dialect, Headers, UpstreamRequest
+from openai_proxy.dialects.base import (
+    CHAT,
+    COMPLETIONS,
+    Call,
+    Dialect,
+    Headers,
+    NotRendered,
+    UpstreamRequest,
+)
 from openai_proxy.dialects.openai import invalid_response
 from openai_proxy.error_forms import form_of
 from openai_proxy.event_stream import EventStream
@@ -86,7 +94,9 @@ class GenerationEndpoint:
                 exchange.model = asked.model
                 exchange.is_stream = bool(asked.stream)
                 num_bytes = len(body)
-                route = await self._upstreams.route(asked.model, num_bytes)
+                route = self._upstreams.found(asked.model)
+                if route is None:
+                    route = await self._upstreams.route(asked.model, num_bytes)
                 held = Held(self._call(asked, body, route, scope), lease_of(scope))
                 del asked, body
 
@@ -104,7 +114,10 @@ class GenerationEndpoint:
                         events = _Streamed(stream, leash, held)
                         await ask(upstream, held, exchange, serving, events, has_sent_nothing)
 
-                await self._upstreams.run(route, num_bytes, attempt, has_sent_nothing)
+                if self._upstreams.has_backend:
+                    await self._upstreams.run(route, num_bytes, attempt, has_sent_nothing)
+                else:
+                    await attempt(route.upstream)
         except ApiError as error:
             exchange.error_code = str(error.code)
             if stream is None or not stream.has_begun:
@@ -169,7 +182,10 @@ async def ask(
     """
     if held.request is None:  # else it was sent to the same backend before that restarted
         assert held.call is not None
-        held.call, held.request = await upstream.translate(held.call)
+        try:
+            held.request = upstream.dialect.request(held.call)
+        except NotRendered:
+            held.call, held.request = await upstream.translate(held.call)
 
     async def attempt(endpoint: Endpoint) -> Result:
         assert held.request is not None

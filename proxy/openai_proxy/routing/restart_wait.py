@@ -62,13 +62,26 @@ class RestartWait:
         self._num_bytes = 0
         self._backend = backend if backend is not None and backend.wait_seconds else None
 
+    @property
+    def has_backend(self) -> bool:
+        """Whether there is a backend of the proxy's own to wait for; else `run` adds nothing."""
+        return self._backend is not None
+
+    def found(self, model: str | None) -> Route | None:
+        """Return the route of a model that needs no waiting; None where `route` may find one.
+
+        Raises NotFound, as the router.
+        """
+        try:  # `suppress` would cost each request three calls
+            return self.router.route(model)
+        except Unavailable:
+            return None
+
     async def route(self, model: str | None, num_bytes: int) -> Route:
         """Return the route of a model, where need be after a restart; `num_bytes` is the body's.
 
         Raises ApiError, as the router.
         """
-        with suppress(Unavailable):
-            return self.router.route(model)  # as for most requests, without a coroutine more
         return await self._found(lambda: self.router.route(model), num_bytes)
 
     async def run(
