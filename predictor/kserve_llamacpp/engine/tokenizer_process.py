@@ -56,7 +56,6 @@ _LONG_NICENESS = 10  # long texts are not worth anybody's decode steps
 _SHORT_BYTES = (4096, 1024, 256)
 _SHORT_SECONDS = 0.02
 _SHORT_STACK = 2 << 20
-ENGINE_STACK = 4 * _SHORT_STACK
 _PROBE_SPECIALS = 64
 _PROBES = (
     *("A", "a", "é", "ア", "가", "1", "²", " ", "\n", "\r\n", "\t", "\u00a0", ".", "$", "_", "/"),

@@ -185,7 +185,8 @@ async def ask(
         try:
             held.request = upstream.dialect.request(held.call)
         except NotRendered:
-            held.call, held.request = await upstream.translate(held.call)
+            held.call = await upstream.rendered(held.call)
+            held.request = upstream.dialect.request(held.call)
 
     async def attempt(endpoint: Endpoint) -> Result:
         assert held.request is not None

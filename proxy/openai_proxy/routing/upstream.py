@@ -29,7 +29,6 @@ from openai_proxy.dialects.base import (
     Call,
     Dialect,
     Headers,
-    NotRendered,
     UpstreamRequest,
 )
 from openai_proxy.dialects.openai import GENERIC, broken_stream, invalid_response
@@ -149,15 +148,11 @@ class Upstream:
             name or self._api.authority, self._api.host or "", self._api.port, dialect_name
         )
 
-    async def translate(self, call: Call) -> tuple[Call, UpstreamRequest]:
-        """Return a call, with its prompt where it needs one, and what is sent; raises ApiError."""
-        try:
-            return call, self.dialect.request(call)
-        except NotRendered:
-            assert self._render is not None
-            assert isinstance(call.asked, ChatCompletionRequest)
-            call = dataclasses.replace(call, prompt=await self._render(call.asked.messages))
-            return call, self.dialect.request(call)
+    async def rendered(self, call: Call) -> Call:
+        """Return a chat with its prompt, for a dialect that raised NotRendered; raises ApiError."""
+        assert self._render is not None
+        assert isinstance(call.asked, ChatCompletionRequest)
+        return dataclasses.replace(call, prompt=await self._render(call.asked.messages))
 
     async def choose(self, failed: Endpoint | None = None) -> Endpoint:
         """Return the endpoint for an attempt, if possible another than the one that failed.
