@@ -366,13 +366,14 @@ class Scheduler:
     def _prefill(self, budget: int) -> list[Chunk]:
         """Share a step's tokens among prompts: the least served tenant's first, the shorter first.
 
-        A prompt is overtaken by at most as many tokens as it has itself, and then goes first.
+        Among tenants that were served alike, the one with the shortest prompt goes first. A prompt
+        is overtaken by at most as many tokens as it has itself, and then goes first in its tenant.
         """
         waiting = [s for s in self._running if not s.is_decoding]
         if not waiting:
             return []
-        rank = {tenant: self._prefill_rank(tenant) for tenant in {s.tenant for s in waiting}}
-        waiting.sort(key=lambda s: (rank[s.tenant], s.num_pending - s.num_overtaken))
+        rank = self._prefill_ranks(waiting)
+        waiting.sort(key=lambda s: (rank[s.tenant], s.tenant, s.num_pending - s.num_overtaken))
         free = self._num_spare_cells
         chunks = []
         for sequence in waiting:
@@ -390,15 +391,27 @@ class Scheduler:
             budget -= count
         return chunks
 
-    def _prefill_rank(self, tenant: str) -> tuple[float, bool]:
-        """Return how much a tenant was served, and whether it gets tokens now.
+    def _prefill_ranks(self, waiting: list[Sequence]) -> dict[str, tuple[float, bool, int]]:
+        """Return of each tenant with prompts: its service, whether it decodes, its shortest prompt.
 
-        The first parts of a prompt do not count as service while its tenant gets no tokens: they
-        would put the next one behind the prompts of those who do.
+        The first tokens of a prompt do not count as service while its tenant gets no tokens: they
+        would put the next ones behind the prompts of tenants that do. Tenants that get none and
+        differ by no more than that were served alike: else a short prompt would wait until the
+        first tokens of another tenant's long one are computed.
         """
-        service = self._waiting.service(tenant)
-        own = [s for s in self._running if s.tenant == tenant]
-        if any(s.is_decoding for s in own):
-            return service, True
-        head_start = min(_HEAD_START, max(s.num_charged for s in own))
-        return service - self._waiting.cost(prompt_tokens=head_start), False
+        decoding = {s.tenant for s in self._running if s.is_decoding}
+        shortest: dict[str, int] = {}
+        head_start: dict[str, int] = {}
+        for s in waiting:
+            shortest[s.tenant] = min(s.num_pending, shortest.get(s.tenant, s.num_pending))
+            head_start[s.tenant] = max(s.num_charged, head_start.get(s.tenant, 0))
+        service = {tenant: self._waiting.service(tenant) for tenant in shortest}
+        newcomers = shortest.keys() - decoding
+        least = min((service[t] - self._head_start(head_start[t]) for t in newcomers), default=0.0)
+        for t in newcomers:
+            is_alike = service[t] - self._head_start(_HEAD_START) <= least
+            service[t] = least if is_alike else service[t] - self._head_start(head_start[t])
+        return {t: (service[t], t in decoding, shortest[t]) for t in shortest}
+
+    def _head_start(self, num_tokens: int) -> float:
+        return self._waiting.cost(prompt_tokens=min(_HEAD_START, num_tokens))

@@ -41,6 +41,24 @@ def test_a_newcomer_gets_a_slot_of_who_has_them_all() -> None:
     assert sum(stats.preemptions for stats in run.stats) == 1
 
 
+def test_a_short_prompt_starts_beside_anothers_long_ones() -> None:
+    """Every slot computes a long prompt of one tenant: another's short one is in the next steps."""
+    run = EngineRun(num_cells=1024, step_tokens=20)
+    for first in "pqrstu":
+        run.submit(first + "p" * 200, max_tokens=1, tenant="a")
+    waits = []
+    for _ in range(10):
+        run.steps(4)
+        newcomer = run.submit("n", max_tokens=1, tenant="b")
+        waits.append(0)
+        while not run.is_done(newcomer):
+            run.step()
+            waits[-1] += 1
+
+    assert max(waits) <= 2
+    run.finish()
+
+
 def test_nobody_gives_way_to_who_waits_for_a_prefix() -> None:
     """A newcomer whose prefix is just being computed could not use a slot: none is emptied for it.
 
