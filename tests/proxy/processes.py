@@ -53,6 +53,11 @@ class Process:
         """The status of a GET, or None where nobody answers."""
         return await asyncio.to_thread(_status, self.url + path)
 
+    async def logged(self, text: str, seconds: float = 5) -> str:
+        """The whole log, once it has this text: a thread writes it, a little after the event."""
+        await until(lambda: text in self.log.read_text(), seconds)
+        return self.log.read_text()
+
     async def answers(self, path: str, status: int = 200) -> bool:
         """Whether a GET has this status."""
         return await self.status(path) == status

@@ -115,7 +115,7 @@ async def test_a_folder_with_one_model(tmp_path: Path, programs: Programs, kind:
             given = json.loads((tmp_path / "env").read_text())
             assert given["SHIMMY_BASE_GGUF"] == first
         else:
-            assert f"-m {first} -a my-model" in proxy.log.read_text()
+            await proxy.logged(f"-m {first} -a my-model")
         assert await proxy.end() == 0
 
 
@@ -134,7 +134,7 @@ async def test_a_kind_that_loads_for_long_is_waited_for(
         assert (report["status"], report["restarts"]) == ("ready", 0)
         seconds = next(
             line["seconds"]
-            for line in events(proxy.log.read_text())
+            for line in events(await proxy.logged("backend_ready"))
             if line["event"] == "backend_ready"
         )
         assert seconds >= 1.5
@@ -197,7 +197,7 @@ async def test_a_port_that_is_taken_in_between(
     flags = programs.flags(kind, f"taken={tmp_path}/taken", backend_backoff_seconds="60")
     async with process(tmp_path, *flags, wait_for="/health/ready", **programs.environment) as proxy:
         assert (await report_of(proxy))["restarts"] == 1
-        told = [line["event"] for line in events(proxy.log.read_text())]
+        told = [line["event"] for line in events(await proxy.logged("backend_ready"))]
         assert told.count("backend_starting") == 2
         assert "backend_port_taken" in told
         assert "backend_ended" not in told

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -23,13 +24,28 @@ MEGABYTE = 1024 * 1024
 
 
 async def test_start_and_memory(tmp_path: Path, upstream: StandIn) -> None:
-    """It answers within a second, and idles below 80 MB; best of three, the machine may be busy."""
-    runs = [await measured_start(tmp_path, "--upstream-url", upstream.url) for _ in range(3)]
+    """It answers within a second, and idles below 80 MB; best of three, the machine may be busy.
+
+    On a slow machine, within six times what Python takes to import what any server would.
+    """
+    runs, imports = [], []
+    for _ in range(3):
+        runs.append(await measured_start(tmp_path, "--upstream-url", upstream.url))
+        imports.append(await asyncio.to_thread(_import_seconds))
     seconds = min(min(run[0], run[1]) for run in runs)
     rss = min(run[2] for run in runs)
-    print("seconds, CPU seconds, bytes:", runs)
-    assert seconds < 1
+    print("seconds, CPU seconds, bytes:", runs, "seconds of imports:", imports)
+    assert seconds < max(1, 6 * min(imports))
     assert rss < 80 * MEGABYTE
+
+
+def _import_seconds() -> float:
+    """Return the CPU seconds of a Python that imports asyncio, TLS and pydantic."""
+    code = (
+        "import asyncio, ssl, pydantic.main, resource;"
+        "used = resource.getrusage(resource.RUSAGE_SELF); print(used.ru_utime + used.ru_stime)"
+    )
+    return float(subprocess.check_output([sys.executable, "-c", code]))
 
 
 async def test_unused_parts_are_not_imported(tmp_path: Path, upstream: StandIn) -> None:
@@ -185,8 +201,7 @@ async def test_bad_configuration(
 async def test_banner(tmp_path: Path, upstream: StandIn) -> None:
     """When it is ready, it prints where it is and lines to paste; the curl line works."""
     async with process(tmp_path, "--upstream-url", upstream.url) as proxy:
-        await until(lambda: "from openai import OpenAI" in proxy.log.read_text())
-        text = proxy.log.read_text()
+        text = await proxy.logged("from openai import OpenAI")
         assert f"Ready: tiny at http://127.0.0.1:{proxy.port}/v1" in text
         curl = next(line.strip() for line in text.splitlines() if line.startswith("  curl"))
         child = await asyncio.create_subprocess_shell(

@@ -128,11 +128,24 @@ def test_the_distribution_is_the_models(
     token = sampler.sample(0, 0)
 
     found, expected = _drawn_from(samplers), _model(logits, params)
-    # where top-p ends within a rounding, a last token of hardly any probability may differ
+    if params.top_p < 1 and size > 100 and abs(len(found) - len(expected)) == 1:
+        # of so many tokens the probabilities up to the last one differ by a rounding
+        found, expected = _of_the_same_size(found, expected)
     distance = sum(abs(found.get(at, 0) - expected.get(at, 0)) for at in found | expected) / 2
     assert distance < 1e-3
     assert token in found
     sampler.close()
+
+
+def _of_the_same_size(*distributions: dict[int, float]) -> list[dict[int, float]]:
+    """Leave the least likely token of the larger one out, and spread its probability."""
+    size = min(map(len, distributions))
+    result = []
+    for each in distributions:
+        kept = sorted(each, key=each.__getitem__, reverse=True)[:size]
+        total = sum(each[token] for token in kept)
+        result.append({token: each[token] / total for token in kept})
+    return result
 
 
 def _draws(sampler: LlamaSampler, count: int, start: int = 0) -> list[int]:
