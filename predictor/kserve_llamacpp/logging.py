@@ -10,9 +10,10 @@ import atexit
 import json
 import logging
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
+import msgspec
 import structlog
 
 from http_edge.log_errors import first_line, where_only
@@ -41,28 +42,26 @@ def configure_logging(log_level: str, log_format: str, urgent: int = logging.CRI
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
-        structlog.stdlib.ExtraAdder(),
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         where_only,
     ]
     renderer: Any
     if resolve_format(log_format) == "json":
-        renderer = structlog.processors.JSONRenderer()
+        renderer = structlog.processors.JSONRenderer(_json)
     else:
         renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0)
+    sink = Sink(Console(sys.stderr), _lost_line)
+    level = logging.getLevelNamesMapping()[log_level.upper()]
     structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            *shared,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
-        logger_factory=structlog.stdlib.LoggerFactory(),
+        processors=[*shared, _guarded(renderer)],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=lambda *names: _Logger(sink, urgent, *names),
         cache_logger_on_first_use=True,
     )
-    handler = SinkHandler(Sink(Console(sys.stderr), _lost_line), urgent)
+    handler = SinkHandler(sink, urgent)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[first_line, *shared],
+            foreign_pre_chain=[first_line, *shared, structlog.stdlib.ExtraAdder()],
             processors=[
                 _drop_color_message,
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
@@ -73,7 +72,7 @@ def configure_logging(log_level: str, log_format: str, urgent: int = logging.CRI
     root = logging.getLogger()
     root.handlers = [handler]
     atexit.register(close)
-    root.setLevel(log_level.upper())
+    root.setLevel(level)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "kserve", "kserve.trace"):
         logging.getLogger(name).handlers = []
         logging.getLogger(name).propagate = True
@@ -84,11 +83,32 @@ def configure_logging(log_level: str, log_format: str, urgent: int = logging.CRI
             logging.getLogger(name).setLevel(logging.WARNING)
 
 
-class SinkHandler(logging.Handler):
-    """Hands lines to a thread that writes them: a reader of stderr that sleeps stops nobody.
+class _Logger:
+    """Hands structlog's lines to a thread that writes them; stdlib's way takes twice as long.
 
-    Lines from level `urgent` on are waited for, for a moment: the process may be about to end.
+    A reader of stderr that sleeps stops nobody. Lines from level `urgent` on are waited for, for a
+    moment: the process may be about to end.
     """
+
+    def __init__(self, sink: Sink, urgent: int, name: str = "") -> None:
+        self.name = name
+        self._sink = sink
+        self.debug = self.info = self.warning = self.error = self.critical = self._put
+        if urgent <= logging.CRITICAL:
+            self.critical = self._put_and_wait
+        if urgent <= logging.ERROR:
+            self.error = self._put_and_wait
+
+    def _put(self, line: str) -> None:
+        self._sink.put(line + "\n")
+
+    def _put_and_wait(self, line: str) -> None:
+        self._put(line)
+        self._sink.flush(_URGENT_SECONDS)
+
+
+class SinkHandler(logging.Handler):
+    """Hands libraries' lines to the same thread, in the same way."""
 
     def __init__(self, sink: Sink, urgent: int) -> None:
         super().__init__()
@@ -115,6 +135,25 @@ def close(seconds: float = CLOSE_SECONDS) -> None:
 
 def _lost_line(count: int) -> str:
     return json.dumps({"level": "warning", "event": "log_lines_lost", "lines": count}) + "\n"
+
+
+def _json(event: Any, default: Callable[[Any], Any]) -> str:
+    try:
+        return msgspec.json.encode(event, enc_hook=default).decode()
+    except (TypeError, ValueError):  # half a surrogate pair, keys that are no texts
+        return json.dumps(event, default=default)
+
+
+def _guarded(renderer: Callable[..., Any]) -> Callable[..., str]:
+    """Return a renderer that fails nobody: what it cannot render is told as a line without it."""
+
+    def rendered(logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
+        try:
+            return str(renderer(logger, method, event))
+        except Exception:
+            return json.dumps(_FAILED | {"logger": logger.name})
+
+    return rendered
 
 
 def _drop_color_message(

@@ -81,3 +81,31 @@ def test_an_exception_is_told_without_its_text() -> None:
     assert "never retrieved" in lines[0]["event"]
     assert {line["error_type"] for line in lines} == {"ValueError"}
     assert all("in fail" in line["stack"] for line in lines)
+
+
+# Logs what JSON has no form for, and what cannot be shown at all.
+_ODD = """
+import structlog
+from kserve_llamacpp.logging import configure_logging
+configure_logging("info", "json")
+class Bad:
+    def __repr__(self):
+        raise ValueError("my secret prompt")
+log = structlog.get_logger("server")
+log.info("half", text="\\ud800", number=float("nan"), other={1, 2}, keys={(1, 2): 3})
+log.info("half", text="\\ud800")
+log.info("bad", value=Bad())
+log.debug("not shown")
+log.info("last", items=[b"bytes", object])
+"""
+
+
+def test_what_cannot_be_rendered_fails_nobody() -> None:
+    """Odd values come out in some form, or a line says that there was one."""
+    command = [sys.executable, "-c", _ODD]
+    out = subprocess.run(command, stderr=subprocess.PIPE, timeout=30, check=True).stderr
+    lines = [json.loads(line) for line in out.splitlines()]
+
+    assert b"secret" not in out
+    assert [line["event"] for line in lines[-3:]] == ["half", "log_line_failed", "last"]
+    assert {line["logger"] for line in lines} == {"server"}

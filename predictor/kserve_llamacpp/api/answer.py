@@ -82,13 +82,7 @@ class Answer:
         )
 
     async def _whole(self) -> Response:
-        tasks = [asyncio.create_task(collect(g)) for g in self._generations]
-        try:
-            collected = await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:  # when one has failed, the others would wait for ever
-                task.cancel()
-        of = dict(zip(self._generations, collected, strict=True))
+        of = dict(zip(self._generations, await self._collected(), strict=True))
         count = self._body.num_choices
         results = [of[best] for choices in self._prompts for best in _best(choices, count)]
         self.close()
@@ -98,6 +92,16 @@ class Answer:
         ]
         body = self._shape.whole(choices, self._usage())
         return Response(msgspec.json.encode(body), media_type="application/json")
+
+    async def _collected(self) -> list[Collected]:
+        if len(self._generations) == 1:
+            return [await collect(self._generations[0])]
+        tasks = [asyncio.create_task(collect(g)) for g in self._generations]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:  # when one has failed, the others would wait for ever
+                task.cancel()
 
     async def _events(self) -> AsyncIterator[bytes]:
         """Yield whole events, several at once when they came together."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Awaitable, Collection
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -25,10 +25,11 @@ class JSONBounds:
         self._limits = limits
         self._has_own = has_own
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    # It returns what the application returns instead of waiting for it: a coroutine less on the way
+    # of each request, and of each part of its answer.
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if scope["type"] != "http" or scope["path"] in self._has_own:
-            await self._app(scope, receive, send)
-            return
+            return self._app(scope, receive, send)
 
         async def checked() -> Message:
             message = await receive()
@@ -36,7 +37,7 @@ class JSONBounds:
                 self._limits.decode(_json_part(scope, message.get("body", b"")), _DEPTH_OF_NAMES)
             return message
 
-        await self._app(scope, checked, send)
+        return self._app(scope, checked, send)
 
 
 def _json_part(scope: Scope, body: bytes) -> bytes:

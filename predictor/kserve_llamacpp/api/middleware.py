@@ -90,8 +90,44 @@ class RequestGate:
         return None
 
     async def _run(self, scope: Scope, receive: Receive, exchange: Exchange, body: bytes) -> None:
-        """Run the application until it is done; cancel it when its client leaves before that."""
+        """Run the application until it is done; cancel it when its client leaves before that.
 
+        The server's connection tells of that; where there is none, a task waits for it.
+        """
+        connection = client_connection(scope)
+        if connection is None:
+            await self._run_watched(scope, receive, exchange, body)
+            return
+        task = asyncio.current_task()
+        assert task is not None
+        has_been_cancelled = False
+
+        def cancel() -> None:
+            nonlocal has_been_cancelled
+            if not exchange.is_complete:
+                has_been_cancelled = True
+                task.cancel()
+
+        if connection.is_lost:
+            exchange.has_client_left = True
+            return
+        connection.on_lost = cancel
+        num_cancelled = task.cancelling()
+        try:
+            await self._app(scope, _replay(body), exchange.send)
+        except asyncio.CancelledError:
+            if not has_been_cancelled or task.cancelling() > num_cancelled + 1:
+                raise  # the server ends
+        finally:
+            if connection.on_lost is cancel:  # the next request may watch it already
+                connection.on_lost = None
+            if has_been_cancelled:
+                exchange.has_client_left = True
+                task.uncancel()
+
+    async def _run_watched(
+        self, scope: Scope, receive: Receive, exchange: Exchange, body: bytes
+    ) -> None:
         async def run() -> None:
             await self._app(scope, _replay(body), exchange.send)
 

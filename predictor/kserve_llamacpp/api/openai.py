@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
+from typing import Any
+
 import msgspec
 from fastapi import FastAPI, Request, Response
+from fastapi.routing import APIRoute
 
 from kserve_llamacpp.api.answer import Answer
 from kserve_llamacpp.api.models import Models
@@ -30,14 +34,29 @@ def add_openai_routes(app: FastAPI, models: Models, limits: RequestLimits) -> No
     routes = _Routes(models, limits)
     for prefix in PREFIXES:
         for method, path, endpoint in (
-            ("POST", _CHAT, routes.chat),
-            ("POST", _TEXT, routes.complete),
             ("GET", "/models", routes.list_models),
             ("GET", f"/models/{NAME}", routes.get_model),
         ):
             app.add_api_route(
                 prefix + path, endpoint, methods=[method], response_model=None, tags=["OpenAI"]
             )
+        for path, generate in ((_CHAT, routes.chat), (_TEXT, routes.complete)):
+            app.router.add_api_route(
+                prefix + path,
+                generate,
+                methods=["POST"],
+                response_model=None,
+                tags=["OpenAI"],
+                route_class_override=_DirectRoute,
+            )
+
+
+class _DirectRoute(APIRoute):
+    """A route whose endpoint takes the request and nothing else: nothing is solved for it."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        endpoint: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
+        return endpoint
 
 
 class _Routes:

@@ -61,6 +61,7 @@ class _Call:
 
     def leave(self) -> None:
         self._incoming.put_nowait({"type": "http.disconnect"})
+        self.connection.lose()
 
     async def run(self) -> None:
         await self._gate(self.scope, self._receive, self._send)
