@@ -175,7 +175,10 @@ async def test_the_deadline_ends_an_answer_that_is_not_read(upstream: StandIn) -
 
 
 async def test_bodies_past_the_budget_are_refused(upstream: StandIn) -> None:
-    """What does not fit gets 503 before it is read, or while it comes; small requests do fit."""
+    """What does not fit gets 503 before it is read, or while it comes; small requests do fit.
+
+    A body that waits for its upstream counts twice, one that comes four times.
+    """
     upstream.respond = never
     budget = {"max_body_bytes": 4 * MIB, "max_bytes_in_flight": least_capacity(4 * MIB)}
     async with (
@@ -183,13 +186,13 @@ async def test_bodies_past_the_budget_are_refused(upstream: StandIn) -> None:
         silent(proxy, posted(size=3 * MIB)),
     ):
         await asyncio.wait_for(upstream.began.wait(), 5)
-        answered = await talk_once(proxy, POST % (2 * MIB))
+        answered = await talk_once(proxy, POST % (3 * MIB))
         assert answered.startswith(b"HTTP/1.1 503 ")
         assert b'"server_overloaded"' in answered
         assert b"retry-after: " in answered
         chunked = POST.replace(b"content-length: %d", b"transfer-encoding: chunked")
         chunk = b"100000\r\n" + b"a" * MIB + b"\r\n"
-        answered = await talk_once(proxy, chunked, chunk, chunk)
+        answered = await talk_once(proxy, chunked, chunk, chunk, chunk)
         assert answered.startswith(b"HTTP/1.1 503 ")
         upstream.respond = harness.answered_json(COMPLETION)
         assert (await proxy.chat())[0] == 200
@@ -279,6 +282,44 @@ async def test_a_stream_does_not_hold_its_request(upstream: StandIn, path: str) 
                 await response.read()
         finally:
             tracemalloc.stop()
+
+
+@pytest.mark.parametrize("path", [CHAT, "/api/chat"])
+async def test_a_whole_answer_is_waited_for_without_the_parsed_request(
+    upstream: StandIn, path: str
+) -> None:
+    """While an upstream thinks, what is sent of a long request is held, and nothing else of it."""
+    ending, is_there = asyncio.Event(), asyncio.Event()
+
+    async def respond(request: web.Request) -> web.StreamResponse:
+        upstream.bodies.clear()
+        request._read_bytes = None
+        is_there.set()
+        await ending.wait()
+        return web.json_response(COMPLETION)
+
+    upstream.respond = respond
+    chat = {"model": "tiny", "messages": [_said("a" * 1000)] * 2000, "stream": False}
+    body = json.dumps(chat).encode()
+    async with harness.proxy(upstream_url=upstream.url) as proxy:
+        tracemalloc.start()
+        try:
+            asking = asyncio.create_task(_posted(proxy, path, body))
+            await asyncio.wait_for(is_there.wait(), 10)
+            held, peak = tracemalloc.get_traced_memory()
+            assert peak > 3 * len(body)
+            assert held < 2 * len(body) + MIB / 2  # what is sent, and what the stand-in received
+            assert proxy.lifecycle._budget.used < 3 * len(body)
+        finally:
+            ending.set()
+            tracemalloc.stop()
+            assert await asking == 200
+
+
+async def _posted(proxy: Proxy, path: str, body: bytes) -> int:
+    async with proxy.http.post(proxy.url + path, data=io.BytesIO(body)) as response:
+        await response.read()
+        return response.status
 
 
 def _said(text: str) -> dict[str, str]:

@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from pydantic_core import from_json
@@ -20,6 +21,7 @@ from openai_protocol.requests import ChatCompletionRequest, CompletionRequest
 from openai_protocol.resume import FIELD, without_resume
 from openai_protocol.sse import MEDIA_TYPE
 from openai_protocol.validation import check_request
+from openai_proxy.api.long_work import LongWork
 from openai_proxy.dialects.base import (
     CHAT,
     COMPLETIONS,
@@ -47,6 +49,8 @@ Result = TypeVar("Result")
 _ID_PREFIX = {CHAT: "chatcmpl", COMPLETIONS: "cmpl"}
 _PLAIN = frozenset({"", "identity"})
 _LONG_BODY_BYTES = 64 * 1024
+_LONG_ANSWER_BYTES = 1024 * 1024
+_COST_PER_SENT_BYTE = 2  # once held, and once on its way
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,7 @@ class Serving:
     on_upstream_error: Callable[[str], None] = lambda _: None
     on_retry: Callable[[], None] = lambda: None
     clock: Callable[[], float] = time.time
+    long_answers: LongWork = field(default_factory=LongWork)
 
 
 class GenerationEndpoint:
@@ -106,7 +111,7 @@ class GenerationEndpoint:
                 async def attempt(upstream: Upstream) -> None:
                     nonlocal stream
                     if not exchange.is_stream:
-                        whole = _Whole(send, lease_of(scope))
+                        whole = _Whole(send, lease_of(scope), serving.long_answers)
                         await ask(upstream, held, exchange, serving, whole, has_sent_nothing)
                         return
                     stream = EventStream(send, serving.keepalive_seconds)
@@ -159,6 +164,15 @@ class Held:
         self._is_long = len(call.body) > _LONG_BODY_BYTES
         self.for_answer = call.without_prompt() if self._is_long else call
 
+    def translated(self, request: UpstreamRequest) -> None:
+        """Hold what is sent, and no longer what it was made of: it is sent again as it is."""
+        self.request = request
+        if not self._is_long:
+            return
+        self.call = None
+        if self._lease is not None:
+            self._lease.shrink(COST_PER_REQUEST + _COST_PER_SENT_BYTE * len(request.body))
+
     def let_go(self) -> None:
         """Let go of the request: its answer has begun, so that it is not sent again."""
         if not self._is_long:
@@ -183,10 +197,10 @@ async def ask(
     if held.request is None:  # else it was sent to the same backend before that restarted
         assert held.call is not None
         try:
-            held.request = upstream.dialect.request(held.call)
+            held.translated(upstream.dialect.request(held.call))
         except NotRendered:
             held.call = await upstream.rendered(held.call)
-            held.request = upstream.dialect.request(held.call)
+            held.translated(upstream.dialect.request(held.call))
 
     async def attempt(endpoint: Endpoint) -> Result:
         assert held.request is not None
@@ -209,16 +223,24 @@ async def ask(
 
 
 class _Whole:
-    """Passes a whole answer on; it counts for the request's lease."""
+    """Passes a whole answer on; it counts for the request's lease.
 
-    def __init__(self, send: Send, lease: Lease | None) -> None:
+    To read one of 30 MB takes a tenth of a second or two: `long` does that one after another.
+    """
+
+    def __init__(self, send: Send, lease: Lease | None, long: LongWork) -> None:
         self._send = send
         self._lease = lease
+        self._long = long
 
     async def __call__(self, answer: Answer, dialect: Dialect, call: Call) -> None:
         if answer.head.media_type == MEDIA_TYPE or answer.head.encoding not in _PLAIN:
             raise invalid_response()
-        body = dialect.answer(call, answer.head, await answer.body(self._lease))
+        body = await answer.body(self._lease)
+        if len(body) > _LONG_ANSWER_BYTES:
+            body = await self._long.run(partial(dialect.answer, call, answer.head, body))
+        else:
+            body = dialect.answer(call, answer.head, body)
         await send_json(self._send, 200, body)
 
 

@@ -92,13 +92,15 @@ class PassingEndpoint:
             async def passed(answer: Answer, dialect: Dialect, call: Call) -> bytes:
                 return dialect.answer(call, answer.head, await answer.body(lease))
 
-            route = await self._upstreams.route(asked.model, len(body))
-            held = Held(self._call(asked, body, route, scope))
+            num_bytes = len(body)
+            route = await self._upstreams.route(asked.model, num_bytes)
+            held = Held(self._call(asked, body, route, scope), lease)
+            del asked, body
 
             async def attempt(upstream: Upstream) -> bytes:
                 return await ask(upstream, held, exchange, self._serving, passed)
 
-            answered = await self._upstreams.run(route, len(body), attempt)
+            answered = await self._upstreams.run(route, num_bytes, attempt)
             leash.unwatch()
             await send_json(send, 200, answered)
 
