@@ -54,6 +54,7 @@ class BoundedConnection(HttpToolsProtocol):
     _chunk_room = 0
     _client_name: str | None = None
     _refusal: ApiError | None = None
+    _has_coding = False
     _is_ending = False
     _goodbye: asyncio.TimerHandle | None = None
 
@@ -135,6 +136,15 @@ class BoundedConnection(HttpToolsProtocol):
         if self._turn != _HEAD:
             self._turn, self._since = _HEAD, None
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header, as uvicorn does, and note what says how the body is sent."""
+        name = name.lower()
+        if name == b"transfer-encoding":
+            self._has_coding = True
+        elif name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
+
     def on_headers_complete(self) -> None:
         """Stop counting; the body has bounds of its own. Trailers are no headers."""
         if len(self.headers) > bounds.MAX_HEADERS or (
@@ -146,7 +156,8 @@ class BoundedConnection(HttpToolsProtocol):
             self._refusal = self._head_error(num_bytes)
         elif len(self.pipeline) >= bounds.MAX_PIPELINED:
             self._refusal = _bad_request("Too many requests were sent ahead of their answers.")
-        elif b"transfer-encoding" in dict(self.headers):
+        elif self._has_coding:
+            self._has_coding = False
             self._refusal = self._framing_error()
         if self._refusal is not None:
             raise RefusedError

@@ -55,7 +55,9 @@ class LimitConcurrency:
         self._concurrency = concurrency
         self._budget = budget
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    # As in `LimitBody` below, it returns what the application returns. What the request holds is
+    # given back by `Observe`, with the request's lease.
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Serve one request."""
         budget = self._budget
         admission = _Admission(budget, self._concurrency, self._max_requests)
@@ -73,14 +75,11 @@ class LimitConcurrency:
             admission.take_in(message, counts)
             return message
 
-        try:
-            await self._app(scope, admitted_receive, send)
-        finally:
-            admission.end()
+        return self._app(scope, admitted_receive, send)
 
 
 class _Admission(Lease):
-    """What one request holds of the server; owner: its `LimitConcurrency` call."""
+    """What one request holds of the server: bytes, and a place once its body is there."""
 
     __slots__ = ("_concurrency", "_is_running", "_max_requests")
 
@@ -110,11 +109,11 @@ class _Admission(Lease):
             self._is_running = True
             self._concurrency.num_running += 1
 
-    def end(self) -> None:
-        """Give all back."""
-        if self.held:
-            self.release()
+    def release(self) -> None:
+        """Give all back; may be called twice."""
+        super().release()
         if self._is_running:
+            self._is_running = False
             self._concurrency.num_running -= 1
 
 
