@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import IO
 
 from kserve_llamacpp.config import add_flags, read_config
-from kserve_llamacpp.engine.frames import (
+from kserve_llamacpp.engine_client.process import worker_command, worker_environment
+from kserve_llamacpp.served_model import worker_options
+from kserve_llamacpp.wire.frames import (
     Command,
     Fatal,
     FrameReader,
@@ -25,8 +27,6 @@ from kserve_llamacpp.engine.frames import (
     decode_report,
     encode,
 )
-from kserve_llamacpp.engine.process import worker_command, worker_environment
-from kserve_llamacpp.served_model import worker_options
 
 _SECONDS = 300.0  # of silence
 _EXIT_SECONDS = 20.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from bench.bare_engine import BareEngine, EngineFailed
-from kserve_llamacpp.engine.frames import Output, Rejected, SamplingParams, Step, Submit
+from kserve_llamacpp.wire.frames import Output, Rejected, SamplingParams, Step, Submit
 
 _ORDINARY_TOKENS = (1000, 30000)  # neither special nor a byte, in any vocabulary of some size
 

@@ -12,13 +12,13 @@ from typing import get_args
 from http_edge import cgroup
 from http_edge.bounds import Bounds, max_connections
 from http_edge.hosts import checked_host
-from kserve_llamacpp.engine.cells import BLOCK, whole_parts
-from kserve_llamacpp.engine.worker_options import FlashAttention, KVCacheLayout
 from kserve_llamacpp.errors import ConfigurationError, ModelFileError
 from kserve_llamacpp.limit_flags import LEAST, MOST, add_limit_flags, byte_capacity
 from kserve_llamacpp.logging import LOG_FORMATS, LOG_LEVELS
 from kserve_llamacpp.shared_prompts import NamedPrompt, read_shared_prompts
 from kserve_llamacpp.tenant import PrefixSharing
+from kserve_llamacpp.wire.cells import BLOCK, whole_parts
+from kserve_llamacpp.wire.worker_options import FlashAttention, KVCacheLayout
 from openai_protocol.request_limits import RequestLimits
 
 GGUF_MAGIC = b"GGUF"

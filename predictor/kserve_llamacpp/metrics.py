@@ -12,8 +12,8 @@ from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import REGISTRY, CollectorRegistry
 
-from kserve_llamacpp.engine.frames import ModelFacts, Stats
-from kserve_llamacpp.engine.observers import EngineState
+from kserve_llamacpp.engine_client.observers import EngineState
+from kserve_llamacpp.wire.frames import ModelFacts, Stats
 
 _TTFT_BUCKETS = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75,

@@ -10,7 +10,7 @@ from kserve import Model
 
 from kserve_llamacpp.api.answer import collect
 from kserve_llamacpp.chat.instances import Asked, instance_requests, place_named
-from kserve_llamacpp.engine.generation import Generation
+from kserve_llamacpp.engine_client.generation import Generation
 from kserve_llamacpp.served_model import ServedModel
 from kserve_llamacpp.tenant import Tenant, tenant_of
 from openai_protocol import responses

@@ -9,7 +9,7 @@ import structlog
 
 from chat_rendering.process import Template
 from chat_rendering.renderer import Renderer, TemplateInvalid
-from kserve_llamacpp.engine.frames import ModelFacts
+from kserve_llamacpp.wire.frames import ModelFacts
 from openai_protocol.errors import ErrorCode, InvalidRequest, Unavailable
 from openai_protocol.requests import Message
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 
 import msgspec
 
-from kserve_llamacpp.engine.frames import ModelFacts
-from kserve_llamacpp.engine.generation import Delta, Generation, Request
+from kserve_llamacpp.engine_client.generation import Delta, Generation, Request
+from kserve_llamacpp.wire.frames import ModelFacts
 from openai_protocol import resume as protocol
 from openai_protocol.errors import Conflict, InvalidRequest
 from openai_protocol.requests import GenerationRequest

@@ -10,15 +10,13 @@ import structlog
 
 from kserve_llamacpp.chat.prompt import chat_requests, completion_requests
 from kserve_llamacpp.config import Config
-from kserve_llamacpp.engine.admission import QueueLimits
-from kserve_llamacpp.engine.client import EngineClient
-from kserve_llamacpp.engine.frames import ModelFacts
-from kserve_llamacpp.engine.generation import Generation, Request
-from kserve_llamacpp.engine.observers import EngineState
-from kserve_llamacpp.engine.process import EngineProcess, worker_command
-from kserve_llamacpp.engine.restarts import RestartPolicy, Restarts
-from kserve_llamacpp.engine.watchdog import Watchdog
-from kserve_llamacpp.engine.worker_options import WorkerOptions
+from kserve_llamacpp.engine_client.admission import QueueLimits
+from kserve_llamacpp.engine_client.client import EngineClient
+from kserve_llamacpp.engine_client.generation import Generation, Request
+from kserve_llamacpp.engine_client.observers import EngineState
+from kserve_llamacpp.engine_client.process import EngineProcess, worker_command
+from kserve_llamacpp.engine_client.restarts import RestartPolicy, Restarts
+from kserve_llamacpp.engine_client.watchdog import Watchdog
 from kserve_llamacpp.errors import (
     ConfigurationError,
     EngineLostError,
@@ -32,6 +30,8 @@ from kserve_llamacpp.model_template import ModelTemplate
 from kserve_llamacpp.resume import Resumable
 from kserve_llamacpp.shared_prompts import PromptSharing
 from kserve_llamacpp.tenant import NO_TENANT, Tenant, of_tenant
+from kserve_llamacpp.wire.frames import ModelFacts
+from kserve_llamacpp.wire.worker_options import WorkerOptions
 from openai_protocol.errors import InvalidRequest, Unavailable
 from openai_protocol.requests import (
     ChatCompletionRequest,

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import structlog
 
-from kserve_llamacpp.engine.frames import SharedText
 from kserve_llamacpp.errors import ConfigurationError
+from kserve_llamacpp.wire.frames import SharedText
 from openai_protocol.errors import InvalidRequest, RateLimited, Unavailable
 from openai_protocol.requests import Message
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from kserve_llamacpp.engine.generation import Request
+from kserve_llamacpp.engine_client.generation import Request
 from openai_protocol.errors import InvalidRequest
 from openai_protocol.requests import GenerationRequest
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from kserve_llamacpp.engine.cache.memory import KVCache
 from kserve_llamacpp.engine.cache.snapshots import SnapshotCache
 from kserve_llamacpp.engine.engine import Engine
-from kserve_llamacpp.engine.fair_queue import FairQueue
-from kserve_llamacpp.engine.frames import (
+from kserve_llamacpp.engine.schedule.fair_queue import FairQueue
+from kserve_llamacpp.engine.schedule.scheduler import Scheduler
+from kserve_llamacpp.engine.schedule.step_budget import FixedBudget
+from kserve_llamacpp.engine.text.shared_texts import SharedTexts
+from kserve_llamacpp.wire.frames import (
     FinishReason,
     Output,
     Rejected,
@@ -18,9 +21,6 @@ from kserve_llamacpp.engine.frames import (
     Step,
     Submit,
 )
-from kserve_llamacpp.engine.scheduler import Scheduler
-from kserve_llamacpp.engine.shared_texts import SharedTexts
-from kserve_llamacpp.engine.step_budget import FixedBudget
 from tests.predictor.fake_backend import FakeBackend
 
 

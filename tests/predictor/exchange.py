@@ -9,7 +9,7 @@ from starlette.types import Message, Scope
 
 from kserve_llamacpp.api.answer import Answer
 from kserve_llamacpp.api.shapes import ChatShape, Shape, TextShape
-from kserve_llamacpp.engine.generation import Generation
+from kserve_llamacpp.engine_client.generation import Generation
 from kserve_llamacpp.resume import Resumable
 from openai_protocol.requests import ChatCompletionRequest, CompletionRequest
 from openai_protocol.sse import data_of, split_events

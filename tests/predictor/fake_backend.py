@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Collection
 
-from kserve_llamacpp.engine.engine import KVCacheFull, LogitsNotFinite, Row
-from kserve_llamacpp.engine.frames import Logprobs, SamplingParams, TokenLogprob
-from kserve_llamacpp.engine.sampling import draw_seed
+from kserve_llamacpp.engine.backend import KVCacheFull, LogitsNotFinite, Row
+from kserve_llamacpp.engine.sampling.seed import draw_seed
+from kserve_llamacpp.wire.frames import Logprobs, SamplingParams, TokenLogprob
 from tests.predictor.fake_memory import FakeMemory
 
 # The tokens are the 256 bytes, one that ends a text, and one that begins it.

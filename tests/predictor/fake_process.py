@@ -8,9 +8,14 @@ import errno
 import signal
 from collections.abc import Callable
 
-from kserve_llamacpp.engine.admission import QueueLimits
-from kserve_llamacpp.engine.client import EngineClient
-from kserve_llamacpp.engine.frames import (
+from kserve_llamacpp.engine_client.admission import QueueLimits
+from kserve_llamacpp.engine_client.client import EngineClient
+from kserve_llamacpp.engine_client.generation import Delta, Generation, Request
+from kserve_llamacpp.engine_client.observers import EngineState
+from kserve_llamacpp.engine_client.process import NotStarted
+from kserve_llamacpp.engine_client.restarts import RestartPolicy, Restarts
+from kserve_llamacpp.engine_client.watchdog import Watchdog
+from kserve_llamacpp.wire.frames import (
     Cancel,
     Command,
     FinishReason,
@@ -26,11 +31,6 @@ from kserve_llamacpp.engine.frames import (
     Submit,
     TokenLogprob,
 )
-from kserve_llamacpp.engine.generation import Delta, Generation, Request
-from kserve_llamacpp.engine.observers import EngineState
-from kserve_llamacpp.engine.process import NotStarted
-from kserve_llamacpp.engine.restarts import RestartPolicy, Restarts
-from kserve_llamacpp.engine.watchdog import Watchdog
 
 FACTS = ModelFacts(
     description="tiny 1B Q8_0",

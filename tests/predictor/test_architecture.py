@@ -23,7 +23,6 @@ _RENDERING = Path(chat_rendering.__file__).parent
 _PROXY = _PROTOCOL.parents[1] / "proxy" / "openai_proxy"
 # They compute over their arguments: no clock, no chance, no I/O of their own.
 _PURE = (
-    "engine/self_test.py",
     "engine/cache/costs.py",
     "engine/cache/host_tier.py",
     "engine/cache/memory.py",
@@ -32,26 +31,27 @@ _PURE = (
     "engine/cache/radix.py",
     "engine/cache/shared_prompts.py",
     "engine/cache/snapshots.py",
-    "engine/admission.py",
-    "engine/detokenizer.py",
-    "engine/dry.py",
     "engine/engine.py",
-    "engine/fair_queue.py",
-    "engine/frames.py",
-    "engine/penalties.py",
     "engine/preparations.py",
     "engine/prompt_reader.py",
     "engine/reading.py",
-    "engine/sampling.py",
-    "engine/scheduler.py",
+    "engine/sampling/dry.py",
+    "engine/sampling/penalties.py",
+    "engine/sampling/seed.py",
+    "engine/sampling/typical.py",
+    "engine/schedule/fair_queue.py",
+    "engine/schedule/scheduler.py",
+    "engine/schedule/step_budget.py",
+    "engine/self_test.py",
     "engine/sequence.py",
-    "engine/step_budget.py",
-    "engine/service_rate.py",
-    "engine/special_tokens.py",
-    "engine/text_bounds.py",
-    "engine/text_queue.py",
-    "engine/watchdog.py",
-    "engine/typical.py",
+    "engine/text/detokenizer.py",
+    "engine/text/special_tokens.py",
+    "engine/text/text_bounds.py",
+    "engine/text/text_queue.py",
+    "engine_client/admission.py",
+    "engine_client/service_rate.py",
+    "engine_client/watchdog.py",
+    "wire/frames.py",
 )
 _IMPURE = {"asyncio", "os", "random", "secrets", "socket", "subprocess", "threading", "time"}
 
@@ -77,9 +77,44 @@ def _importers(package: Path, name: str) -> set[str]:
 
 def test_only_the_backend_imports_llama_cpp() -> None:
     """llama.cpp is loaded by one module of the backend, in the engine's process."""
-    assert _importers(_PREDICTOR, "llama_cpp") == {"engine/backend/library.py"}
+    assert _importers(_PREDICTOR, "llama_cpp") == {"engine/llama/library.py"}
     assert _importers(_PROTOCOL, "llama_cpp") == set()
     assert _importers(_PROXY, "llama_cpp") == set()
+
+
+# The server's side of an engine and the engine's process meet in what both exchange.
+_SERVER_SIDE = ("engine_client", "api", "chat", "served_model.py", "server.py", "model.py")
+
+
+def _own_imports(part: str) -> set[str]:
+    """Return which of the predictor's parts a part of it imports, itself left out."""
+    place = _PREDICTOR / part
+    files = [place] if place.is_file() else list(place.rglob("*.py"))
+    assert files, f"nothing in {place}"
+    names = {name for file in files for name in _imports(file)}
+    own = {name.split(".")[1] for name in names if name.startswith("kserve_llamacpp.")}
+    return own - {part.removesuffix(".py")}
+
+
+@pytest.mark.parametrize("part", _SERVER_SIDE)
+def test_the_server_does_not_import_the_engine(part: str) -> None:
+    """The engine is another process: the server knows its frames and options, not its code."""
+    assert "engine" not in _own_imports(part)
+
+
+def test_the_engine_imports_no_server() -> None:
+    """The engine's process has the wire, and the form of log lines, in common with the server."""
+    assert _own_imports("engine") <= {"wire", "logging"}
+
+
+def test_the_client_of_an_engine_knows_the_wire_alone() -> None:
+    """What asks an engine knows nothing of HTTP, nor of what is behind the wire."""
+    assert _own_imports("engine_client") <= {"wire", "errors"}
+
+
+def test_the_wire_imports_neither_side() -> None:
+    """Frames and options are what both sides have; they need nothing of either."""
+    assert _own_imports("wire") == set()
 
 
 def test_few_modules_import_kserve() -> None:
@@ -140,7 +175,7 @@ def test_the_server_loads_no_llama_cpp() -> None:
     """A server process with everything imported has not loaded llama.cpp, nor the backend."""
     program = (
         "import sys, kserve_llamacpp.server\n"
-        "loaded = {'llama_cpp', 'kserve_llamacpp.engine.backend', 'openai_proxy'}\n"
+        "loaded = {'llama_cpp', 'kserve_llamacpp.engine.llama', 'openai_proxy'}\n"
         "print(sorted(loaded & set(sys.modules)))"
     )
     path = os.pathsep.join(place for place in sys.path if place)

@@ -6,9 +6,9 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from kserve_llamacpp.engine.frames import Stats
-from kserve_llamacpp.engine.observers import EngineState
+from kserve_llamacpp.engine_client.observers import EngineState
 from kserve_llamacpp.metrics import EngineMetrics
+from kserve_llamacpp.wire.frames import Stats
 from tests.predictor.fake_process import FACTS
 
 

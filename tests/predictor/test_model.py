@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kserve_llamacpp.engine.generation import Generation
+from kserve_llamacpp.engine_client.generation import Generation
 from kserve_llamacpp.model import LlamaCppModel
 from openai_protocol.errors import InvalidRequest
 from openai_protocol.request_limits import RequestLimits

@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from kserve_llamacpp.engine.frames import Logprobs, Output, Started, TokenLogprob
-from kserve_llamacpp.engine.generation import Request
+from kserve_llamacpp.engine_client.generation import Request
 from kserve_llamacpp.resume import Resumable, resumable_of
+from kserve_llamacpp.wire.frames import Logprobs, Output, Started, TokenLogprob
 from openai_protocol.errors import Conflict, InvalidRequest
 from openai_protocol.requests import ChatCompletionRequest
 from openai_protocol.resume import ResumeReader, parse_resume

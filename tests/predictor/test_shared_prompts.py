@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from kserve_llamacpp.engine.frames import SharedText
 from kserve_llamacpp.errors import ConfigurationError
 from kserve_llamacpp.shared_prompts import (
     MAX_BYTES,
@@ -17,6 +16,7 @@ from kserve_llamacpp.shared_prompts import (
     read_shared_prompts,
     shared_texts,
 )
+from kserve_llamacpp.wire.frames import SharedText
 from openai_protocol.chat_template import ChatTemplate
 from openai_protocol.errors import ApiError, RateLimited, Unavailable
 from openai_protocol.requests import Message

@@ -6,9 +6,9 @@ import hashlib
 
 import pytest
 
-from kserve_llamacpp.engine.frames import SamplingParams
-from kserve_llamacpp.engine.generation import Request
+from kserve_llamacpp.engine_client.generation import Request
 from kserve_llamacpp.tenant import NO_TENANT, PrefixSharing, Tenant, of_tenant, tenant_of
+from kserve_llamacpp.wire.frames import SamplingParams
 from openai_protocol.errors import InvalidRequest
 from openai_protocol.requests import CompletionRequest
 

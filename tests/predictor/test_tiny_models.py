@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench.bare_engine import bare_engine, engine_options
-from kserve_llamacpp.engine.frames import Output, Rejected, SamplingParams, Submit
+from kserve_llamacpp.wire.frames import Output, Rejected, SamplingParams, Submit
 from tests.predictor.tiny_models import ARCHITECTURES, CONTEXT, write_tiny_model
 
 pytestmark = pytest.mark.model

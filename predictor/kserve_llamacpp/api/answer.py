@@ -12,10 +12,10 @@ from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
 from kserve_llamacpp.api.shapes import Shape
-from kserve_llamacpp.engine.frames import Logprobs
-from kserve_llamacpp.engine.generation import Delta, Generation
+from kserve_llamacpp.engine_client.generation import Delta, Generation
 from kserve_llamacpp.resume import Resumable
 from kserve_llamacpp.served_model import ServedModel
+from kserve_llamacpp.wire.frames import Logprobs
 from openai_protocol import responses, sse
 from openai_protocol.errors import ApiError
 from openai_protocol.requests import GenerationRequest

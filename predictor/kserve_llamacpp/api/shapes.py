@@ -7,7 +7,7 @@ from collections import defaultdict
 from typing import Protocol
 from uuid import uuid4
 
-from kserve_llamacpp.engine.frames import Logprobs
+from kserve_llamacpp.wire.frames import Logprobs
 from openai_protocol import responses
 from openai_protocol.responses import Json, TextOffsets
 

@@ -9,8 +9,8 @@ from typing import TypeVar
 
 import msgspec
 
-from kserve_llamacpp.engine.frames import ModelFacts, SamplingParams
-from kserve_llamacpp.engine.generation import Request
+from kserve_llamacpp.engine_client.generation import Request
+from kserve_llamacpp.wire.frames import ModelFacts, SamplingParams
 from openai_protocol.errors import ErrorCode, InvalidRequest
 from openai_protocol.requests import (
     ChatCompletionRequest,

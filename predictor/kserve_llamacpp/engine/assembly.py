@@ -7,16 +7,17 @@ from typing import Protocol
 
 import structlog
 
+from kserve_llamacpp.engine.backend import Backend
 from kserve_llamacpp.engine.cache.costs import Costs
 from kserve_llamacpp.engine.cache.memory import KVCache
 from kserve_llamacpp.engine.cache.radix import RadixCache
 from kserve_llamacpp.engine.cache.snapshots import SnapshotCache
-from kserve_llamacpp.engine.engine import Backend, Engine
-from kserve_llamacpp.engine.fair_queue import FairQueue
-from kserve_llamacpp.engine.scheduler import Scheduler
+from kserve_llamacpp.engine.engine import Engine
+from kserve_llamacpp.engine.schedule.fair_queue import FairQueue
+from kserve_llamacpp.engine.schedule.scheduler import Scheduler
+from kserve_llamacpp.engine.schedule.step_budget import FixedBudget, StepBudget
 from kserve_llamacpp.engine.self_test import ExactBackend, SelfTest
-from kserve_llamacpp.engine.step_budget import FixedBudget, StepBudget
-from kserve_llamacpp.engine.worker_options import WorkerOptions
+from kserve_llamacpp.wire.worker_options import WorkerOptions
 
 _ALONE = (
     "this model does not compute the same bits in any company on this device (see `failed`): "

@@ -5,56 +5,39 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import msgspec
 
+from kserve_llamacpp.engine.backend import (
+    Backend,
+    DecodeFailed,
+    KVCacheFull,
+    LogitsNotFinite,
+    Row,
+)
 from kserve_llamacpp.engine.cache.memory import CacheStats
 from kserve_llamacpp.engine.cache.shared_prompts import SharedPrompts
-from kserve_llamacpp.engine.frames import (
+from kserve_llamacpp.engine.preparations import Preparation, Preparations
+from kserve_llamacpp.engine.prompt_reader import PromptReader
+from kserve_llamacpp.engine.reading import PART_TOKENS, EndedBefore, read, replay, show, started
+from kserve_llamacpp.engine.schedule.scheduler import Chunk, Plan, Scheduler
+from kserve_llamacpp.engine.schedule.step_budget import StepBudget
+from kserve_llamacpp.engine.sequence import Sampler, Sequence
+from kserve_llamacpp.wire.frames import (
     Event,
     Logprobs,
     Output,
     Rejected,
-    SamplingParams,
     SharedText,
     SharePrompts,
     Stats,
     Step,
     Submit,
 )
-from kserve_llamacpp.engine.preparations import Preparation, Preparations
-from kserve_llamacpp.engine.prompt_reader import PromptReader
-from kserve_llamacpp.engine.reading import PART_TOKENS, EndedBefore, read, replay, show, started
-from kserve_llamacpp.engine.scheduler import Chunk, Plan, Scheduler
-from kserve_llamacpp.engine.sequence import Sampler, Sequence
-from kserve_llamacpp.engine.step_budget import StepBudget
 
 # How long requests are prepared between two steps: a step takes some ten times as long.
 _BUSY_SECONDS = 0.005
 _IDLE_SECONDS = 0.05
-
-
-class KVCacheFull(Exception):
-    """llama.cpp found no cells for a batch; the cache is as it was before."""
-
-
-class DecodeFailed(Exception):
-    """A batch failed inside llama.cpp; a part of it may be in the cache, its logits are lost."""
-
-
-class LogitsNotFinite(Exception):
-    """The model computed NaN or infinity for a row; its sequence fails alone."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One token of a batch: where it goes, and whether its logits are wanted."""
-
-    token: int
-    position: int
-    slot: int
-    is_output: bool
 
 
 @dataclass(frozen=True)
@@ -65,38 +48,6 @@ class Draw:
     token: int
     logprobs: list[Logprobs]
     is_known: bool = False  # it was drawn by an earlier engine, and its text is out
-
-
-class Backend(Protocol):
-    """What the engine asks of a model; the real one is `LlamaBackend`."""
-
-    n_vocab: int
-    max_length: int  # the most tokens that one sequence may have, prompt included
-    max_mixed_rows: int  # the largest batch in which decode and prefill are better off together
-
-    def tokenize(self, text: str, add_special: bool) -> list[int]:
-        """Return the token ids of a short text; its special tokens are recognised."""
-        ...
-
-    def piece(self, token: int) -> bytes:
-        """Return a token's bytes; none for a control token."""
-        ...
-
-    def special_piece(self, token: int) -> bytes:
-        """Return a token's bytes, those of a control token, too."""
-        ...
-
-    def is_end(self, token: int) -> bool:
-        """Whether the token ends generation."""
-        ...
-
-    def decode(self, rows: list[Row]) -> None:
-        """Compute a batch; raises KVCacheFull or DecodeFailed."""
-        ...
-
-    def sampler(self, params: SamplingParams, prompt: list[int]) -> Sampler:
-        """Make a sampler that draws from the batch computed last."""
-        ...
 
 
 class Engine:

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import msgspec
 
-from kserve_llamacpp.engine.frames import Rejected, Submit
+from kserve_llamacpp.wire.frames import Rejected, Submit
 
 
 class Vocabulary(Protocol):

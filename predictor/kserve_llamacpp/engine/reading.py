@@ -7,8 +7,8 @@ from array import array
 from collections.abc import Generator
 from typing import Protocol
 
-from kserve_llamacpp.engine.frames import FinishReason, Started
 from kserve_llamacpp.engine.sequence import Sequence
+from kserve_llamacpp.wire.frames import FinishReason, Started
 
 PART_TOKENS = 8  # with many long stop strings each may take a millisecond
 Ending = tuple[str, FinishReason | None]  # the rest of the text, and why it is the last

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+from kserve_llamacpp.engine.backend import Row
 from kserve_llamacpp.engine.cache.memory import Memory
-from kserve_llamacpp.engine.engine import Row
 
 _NUM_TOKENS = 576
 _NUM_DECODED = 3

@@ -6,8 +6,8 @@ from collections import deque
 from enum import Enum
 from typing import Protocol
 
-from kserve_llamacpp.engine.detokenizer import Detokenizer
-from kserve_llamacpp.engine.frames import Logprobs, SamplingParams
+from kserve_llamacpp.engine.text.detokenizer import Detokenizer
+from kserve_llamacpp.wire.frames import Logprobs, SamplingParams
 
 
 class Sampler(Protocol):

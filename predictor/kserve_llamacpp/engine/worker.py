@@ -22,8 +22,13 @@ import structlog
 
 from http_edge import cgroup
 from kserve_llamacpp.engine.assembly import make_engine
-from kserve_llamacpp.engine.engine import DecodeFailed, Engine
-from kserve_llamacpp.engine.frames import (
+from kserve_llamacpp.engine.backend import DecodeFailed
+from kserve_llamacpp.engine.engine import Engine
+from kserve_llamacpp.engine.text.shared_texts import SharedTexts
+from kserve_llamacpp.engine.text.tokenizer import Tokenizer
+from kserve_llamacpp.engine.text.tokenizer_client import TokenizerStarter, tokenizer_command
+from kserve_llamacpp.logging import configure_logging
+from kserve_llamacpp.wire.frames import (
     Cancel,
     Command,
     Event,
@@ -41,11 +46,7 @@ from kserve_llamacpp.engine.frames import (
     decode_command,
     encode,
 )
-from kserve_llamacpp.engine.shared_texts import SharedTexts
-from kserve_llamacpp.engine.tokenizer import Tokenizer
-from kserve_llamacpp.engine.tokenizer_client import TokenizerStarter, tokenizer_command
-from kserve_llamacpp.engine.worker_options import WorkerOptions
-from kserve_llamacpp.logging import configure_logging
+from kserve_llamacpp.wire.worker_options import WorkerOptions
 
 _READ_BYTES = 1 << 20
 _READS_A_STEP = 4  # while there is work, so that commands hold up no step for long
@@ -190,7 +191,7 @@ def main(argv: list[str]) -> int:
     _leave_with(sock)
     channel = Channel(sock)
     try:
-        from kserve_llamacpp.engine.backend import LlamaBackend, LoadFailed, LoadOptions
+        from kserve_llamacpp.engine.llama import LlamaBackend, LoadFailed, LoadOptions
     # AttributeError: a library of another version, which lacks a function.
     except (AttributeError, ImportError, OSError, RuntimeError) as error:
         hint = "install llama-cpp-python for this machine, or correct LLAMA_CPP_LIB_PATH"

@@ -10,8 +10,8 @@ import pytest
 
 from kserve_llamacpp.chat import prompt as chat_prompt
 from kserve_llamacpp.chat.prompt import chat_requests, completion_requests
-from kserve_llamacpp.engine.frames import ModelFacts, SamplingParams
-from kserve_llamacpp.engine.generation import Request
+from kserve_llamacpp.engine_client.generation import Request
+from kserve_llamacpp.wire.frames import ModelFacts, SamplingParams
 from openai_protocol.chat_template import ChatTemplate
 from openai_protocol.errors import InvalidRequest
 from openai_protocol.requests import ChatCompletionRequest, CompletionRequest, Message

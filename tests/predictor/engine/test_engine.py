@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kserve_llamacpp.engine.frames import Output, Started
+from kserve_llamacpp.wire.frames import Output, Started
 from tests.predictor.engine_run import EngineRun
 from tests.predictor.fake_backend import BEGIN, END, FakeBackend, letters_after, says
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kserve_llamacpp.engine.backend import DecodeFailed, KVCacheFull
 from kserve_llamacpp.engine.cache.snapshots import SnapshotCache
-from kserve_llamacpp.engine.engine import DecodeFailed, KVCacheFull
 from tests.predictor.engine_run import EngineRun
 from tests.predictor.fake_backend import FakeBackend, letters_after
 from tests.predictor.fake_memory import FakeMemory

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from kserve_llamacpp.engine.frames import SamplingParams
 from kserve_llamacpp.engine.preparations import Preparation, Preparations
+from kserve_llamacpp.wire.frames import SamplingParams
 from tests.predictor.engine_run import EngineRun
 from tests.predictor.fake_backend import FakeBackend
 

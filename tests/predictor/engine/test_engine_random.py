@@ -8,12 +8,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from kserve_llamacpp.engine.backend import DecodeFailed
 from kserve_llamacpp.engine.cache.costs import Costs
 from kserve_llamacpp.engine.cache.memory import KVCache, common_length
 from kserve_llamacpp.engine.cache.radix import RadixCache
 from kserve_llamacpp.engine.cache.snapshots import SnapshotCache
-from kserve_llamacpp.engine.engine import DecodeFailed
-from kserve_llamacpp.engine.sampling import draw_seed
+from kserve_llamacpp.engine.sampling.seed import draw_seed
 from tests.predictor.engine_run import EngineRun
 from tests.predictor.fake_backend import END, FakeBackend
 from tests.predictor.fake_memory import FakeMemory

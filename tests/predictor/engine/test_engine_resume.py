@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kserve_llamacpp.engine.frames import SamplingParams
-from kserve_llamacpp.engine.sampling import draw_seed
+from kserve_llamacpp.engine.sampling.seed import draw_seed
+from kserve_llamacpp.wire.frames import SamplingParams
 from tests.predictor.engine_run import EngineRun
 from tests.predictor.fake_backend import END, FakeBackend, says
 

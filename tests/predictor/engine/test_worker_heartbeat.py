@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 
 from bench.bare_engine import Reports
-from kserve_llamacpp.engine.frames import SamplingParams, Started, Step, Submit, encode
+from kserve_llamacpp.wire.frames import SamplingParams, Started, Step, Submit, encode
 
 _TOKENIZER = """
 import socket, sys, time
-from kserve_llamacpp.engine.special_tokens import SpecialTokens
-from kserve_llamacpp.engine.tokenizer_process import serve
+from kserve_llamacpp.engine.text.special_tokens import SpecialTokens
+from kserve_llamacpp.engine.text.tokenizer_process import serve
 
 class Slow:
     specials = SpecialTokens({})
@@ -30,8 +30,8 @@ serve(socket.socket(fileno=int(sys.argv[1])), Slow())
 """
 _WORKER = """
 import socket, sys, time
-from kserve_llamacpp.engine.tokenizer import Tokenizer
-from kserve_llamacpp.engine.tokenizer_client import TokenizerProcess
+from kserve_llamacpp.engine.text.tokenizer import Tokenizer
+from kserve_llamacpp.engine.text.tokenizer_client import TokenizerProcess
 from kserve_llamacpp.engine.worker import Channel, Worker
 from tests.predictor.engine_run import EngineRun
 from tests.predictor.fake_backend import FakeBackend

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kserve_llamacpp.engine.worker_options import KVCacheLayout
+from kserve_llamacpp.wire.worker_options import KVCacheLayout
 from tests.predictor.memories.model_run import Load, RecordingBackend
 
 

@@ -11,9 +11,10 @@ import msgspec
 import structlog.testing
 
 from kserve_llamacpp.engine.assembly import make_engine
-from kserve_llamacpp.engine.backend import LlamaBackend, LoadOptions
-from kserve_llamacpp.engine.engine import DecodeFailed, Row
-from kserve_llamacpp.engine.frames import (
+from kserve_llamacpp.engine.backend import DecodeFailed, Row
+from kserve_llamacpp.engine.llama import LlamaBackend, LoadOptions
+from kserve_llamacpp.engine.schedule.scheduler import Scheduler
+from kserve_llamacpp.wire.frames import (
     Output,
     Rejected,
     SamplingParams,
@@ -24,8 +25,7 @@ from kserve_llamacpp.engine.frames import (
     Submit,
     TokenLogprob,
 )
-from kserve_llamacpp.engine.scheduler import Scheduler
-from kserve_llamacpp.engine.worker_options import KVCacheLayout, WorkerOptions
+from kserve_llamacpp.wire.worker_options import KVCacheLayout, WorkerOptions
 from tests.predictor.engine_run import Steps
 
 SLOTS = 4

@@ -10,7 +10,7 @@ import random
 
 import pytest
 
-from kserve_llamacpp.engine.worker_options import KVCacheLayout
+from kserve_llamacpp.wire.worker_options import KVCacheLayout
 from tests.predictor.memories.model_run import Answer, Load, ModelRun, RecordingBackend, words
 
 pytestmark = pytest.mark.model

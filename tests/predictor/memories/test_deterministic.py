@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from kserve_llamacpp.engine.frames import SamplingParams
+from kserve_llamacpp.wire.frames import SamplingParams
 from tests.predictor.memories.model_run import Answer, Load, ModelRun, RecordingBackend, words
 from tests.predictor.tiny_models import ARCHITECTURES
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kserve_llamacpp.engine.frames import SamplingParams
+from kserve_llamacpp.wire.frames import SamplingParams
 from tests.predictor.memories.model_run import Answer, Load, ModelRun, RecordingBackend, words
 
 pytestmark = pytest.mark.model

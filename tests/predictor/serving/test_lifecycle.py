@@ -232,7 +232,9 @@ async def test_no_descriptors_and_no_file_at_a_restart(model_path: Path, tmp_pat
 
 def test_a_server_that_cannot_start_engines_any_more(model_path: Path) -> None:
     """Where no process can be started for too long, the server ends with status 6 by itself."""
-    patience = "from kserve_llamacpp.engine import supervisor as s; s.NOT_STARTED_SECONDS = 1.0"
+    patience = (
+        "from kserve_llamacpp.engine_client import supervisor as s; s.NOT_STARTED_SECONDS = 1.0"
+    )
     with Predictor(model_path, "--grace_seconds=1", first=patience) as server:
         server.ready()
         process = psutil.Process(server.pid)

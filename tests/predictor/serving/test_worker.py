@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench.bare_engine import bare_engine, engine_options
-from kserve_llamacpp.engine.frames import Output, SamplingParams, Submit
+from kserve_llamacpp.wire.frames import Output, SamplingParams, Submit
 
 pytestmark = pytest.mark.model
 

@@ -1,0 +1,1 @@
+"""What the server and an engine's process exchange; imports neither."""
